@@ -1,0 +1,283 @@
+"""Reading manifests: one Parquet file, a folder of shards, a glob, or an fsspec URL.
+
+Only footers are read on opening; rows come row group by row group, so that memory does not grow
+with the manifest.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import fsspec
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from xvlm_data.errors import ManifestError
+from xvlm_data.schema import FIELDS, INFO_KEY, SCHEMA_VERSION, VERSION_KEY
+
+SUMMARY_NAME = "manifest.json"
+REJECTS_NAME = "rejects.parquet"
+
+Spec = str | Path | Sequence[str | Path]
+
+
+@dataclass(frozen=True)
+class Shard:
+    """One Parquet file of a manifest; ``row_groups`` holds the rows of each row group."""
+
+    url: str
+    rows: int
+    row_groups: tuple[int, ...]
+    info: dict[str, Any]
+
+
+class Manifest:
+    """An opened manifest. Use :func:`open_manifest`.
+
+    Attributes:
+        shards: the Parquet files, in name order.
+        info: footer information of the first shard (name, source, split, options, image_root, …).
+        summary: content of ``manifest.json`` when opened as a folder, else None.
+        image_root: folder that replaces the recorded image root of referenced images, or None.
+    """
+
+    def __init__(
+        self, shards: list[Shard], summary: dict[str, Any] | None, image_root: str | None
+    ) -> None:
+        self.shards = shards
+        self.summary = summary
+        self.image_root = image_root
+        self.info = shards[0].info
+
+    def __len__(self) -> int:
+        return sum(shard.rows for shard in self.shards)
+
+    @property
+    def schema_version(self) -> int:
+        """The version every shard was checked to have on opening."""
+        return SCHEMA_VERSION
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """A hash of the names and row groups of the shards, equal wherever the folder lies."""
+        digest = hashlib.sha256()
+        for shard in self.shards:
+            digest.update(json.dumps([Path(shard.url).name, shard.row_groups]).encode())
+        return digest.hexdigest()[:16]
+
+    def read_row_group(
+        self, shard: int, group: int, columns: Sequence[str] | None = None
+    ) -> pa.Table:
+        """One row group as a table.
+
+        Raises:
+            ManifestError: the file is gone, cut off or damaged.
+        """
+        url = self.shards[shard].url
+        with _open(url) as file, _parquet_errors(url):
+            table = pq.ParquetFile(file).read_row_group(group, columns=_list(columns))
+            return self._localise(table)
+
+    def batches(
+        self, columns: Sequence[str] | None = None, batch_size: int = 1024
+    ) -> Iterator[pa.RecordBatch]:
+        """All rows in order, in batches of at most ``batch_size``; raises as `read_row_group`."""
+        for shard in self.shards:
+            with _open(shard.url) as file, _parquet_errors(shard.url):
+                parquet = pq.ParquetFile(file)
+                for batch in parquet.iter_batches(batch_size, columns=_list(columns)):
+                    table = self._localise(pa.Table.from_batches([batch]))
+                    yield from table.to_batches()
+
+    def _localise(self, table: pa.Table) -> pa.Table:
+        """Replace the recorded image root by the one given, for manifests that were moved."""
+        recorded = self.info.get("image_root")
+        if not self.image_root or not recorded or "image" not in table.column_names:
+            return table
+        image = table["image"].combine_chunks()
+        index = image.type.get_field_index("path")
+        if index < 0:
+            return table
+        paths = [
+            None if path is None else _moved(path, recorded, self.image_root)
+            for path in image.field(index).to_pylist()
+        ]
+        fields = [image.field(i) for i in range(image.type.num_fields)]
+        fields[index] = pa.array(paths, pa.string())
+        moved = pa.StructArray.from_arrays(fields, names=[f.name for f in image.type])
+        return table.set_column(table.column_names.index("image"), "image", moved)
+
+
+def open_manifest(spec: Spec, *, image_root: str | None = None) -> Manifest:
+    """Open a manifest and check that it is one.
+
+    Args:
+        spec: a ``.parquet`` file, a folder with ``manifest.json``, a glob, an fsspec URL of any of
+            these, or a list of them.
+        image_root: where referenced images lie now, when not where they lay at build time.
+
+    Raises:
+        ManifestError: nothing there, not Parquet, damaged, not a manifest, or of a newer schema.
+    """
+    specs = [spec] if isinstance(spec, str | Path) else list(spec)
+    urls: list[str] = []
+    summary = None
+    for item in specs:
+        found, summary = _resolve(str(item))
+        urls += found
+    shards = [_read_footer(url) for url in urls]
+    return Manifest(shards, summary if len(specs) == 1 else None, image_root)
+
+
+def _resolve(spec: str) -> tuple[list[str], dict[str, Any] | None]:
+    """The shard URLs behind one spec, and its ``manifest.json`` if it is a folder."""
+    try:
+        fs, path = fsspec.core.url_to_fs(spec)
+    except (ValueError, ImportError) as error:
+        raise ManifestError(f"{spec}: {error}", "give a path or an fsspec URL") from error
+    if any(mark in path for mark in "*?["):
+        paths = [p for p in sorted(fs.glob(path)) if not p.endswith(REJECTS_NAME)]
+        if not paths:
+            raise ManifestError(f"{spec}: no file matches", "check the pattern (quote it)")
+        return [fs.unstrip_protocol(p) for p in paths], None
+    if fs.isdir(path):
+        return _resolve_folder(fs, path, spec)
+    if not fs.exists(path):
+        raise ManifestError(f"{spec}: no such manifest", "build it with `xvlm-data build`")
+    return [fs.unstrip_protocol(path)], None
+
+
+def _resolve_folder(fs: Any, path: str, spec: str) -> tuple[list[str], dict[str, Any]]:
+    name = f"{path.rstrip('/')}/{SUMMARY_NAME}"
+    if not fs.exists(name):
+        raise ManifestError(
+            f"{spec}: a folder without {SUMMARY_NAME}",
+            "the build did not finish (run it again), or give the .parquet files",
+        )
+    try:
+        summary = json.loads(fs.cat_file(name))
+        files = [str(shard["file"]) for shard in summary["shards"]]
+    except (ValueError, TypeError, KeyError) as error:
+        raise ManifestError(f"{name}: damaged ({error!r})", "build the manifest again") from error
+    _check_version(summary.get("schema_version"), spec)
+    if escaped := [file for file in files if "/" in file or file.startswith("..")]:
+        raise ManifestError(f"{name}: shard {escaped[0]!r} lies outside the folder")
+    missing = [file for file in files if not fs.exists(f"{path.rstrip('/')}/{file}")]
+    if missing:
+        raise ManifestError(
+            f"{spec}: {len(missing)} of {len(files)} shards are missing, first {missing[0]}",
+            "copy them too, or build the manifest again",
+        )
+    if not files:
+        raise ManifestError(f"{spec}: the manifest has no shards", "see its rejects.parquet")
+    return [fs.unstrip_protocol(f"{path.rstrip('/')}/{file}") for file in files], summary
+
+
+def _read_footer(url: str) -> Shard:
+    with _open(url) as file, _parquet_errors(url):
+        parquet = pq.ParquetFile(file)
+        metadata, schema = parquet.metadata, parquet.schema_arrow
+        groups = tuple(metadata.row_group(i).num_rows for i in range(metadata.num_row_groups))
+    footer = schema.metadata or {}
+    if VERSION_KEY not in footer:
+        raise ManifestError(f"{url}: Parquet, but no xvlm manifest (no {VERSION_KEY.decode()})")
+    _check_version(footer[VERSION_KEY].decode(errors="replace"), url)
+    for field in FIELDS:
+        index = schema.get_field_index(field.name)
+        if index < 0 or not _same_type(schema.field(index).type, field.type):
+            raise ManifestError(
+                f"{url}: column {field.name!r} is missing or not {field.type}",
+                "build the manifest again",
+            )
+    try:
+        info = json.loads(footer.get(INFO_KEY, b"{}"))
+    except ValueError as error:
+        raise ManifestError(f"{url}: damaged footer ({error})") from error
+    return Shard(url, metadata.num_rows, groups, info)
+
+
+def _same_type(found: pa.DataType, wanted: pa.DataType) -> bool:
+    """Types are compared by their leaves: other writers name list items and index widths freely."""
+    if pa.types.is_dictionary(found):
+        found = found.value_type
+    if pa.types.is_dictionary(wanted):
+        wanted = wanted.value_type
+    if pa.types.is_struct(wanted):
+        return pa.types.is_struct(found) and all(
+            (i := found.get_field_index(field.name)) >= 0
+            and _same_type(found.field(i).type, field.type)
+            for field in wanted
+        )
+    if pa.types.is_fixed_size_list(wanted) or pa.types.is_list(wanted):
+        is_list = any(
+            check(found)
+            for check in (pa.types.is_list, pa.types.is_large_list, pa.types.is_fixed_size_list)
+        )
+        return is_list and _same_type(found.value_type, wanted.value_type)
+    if pa.types.is_string(wanted):
+        return pa.types.is_string(found) or pa.types.is_large_string(found)
+    if pa.types.is_binary(wanted):
+        return pa.types.is_binary(found) or pa.types.is_large_binary(found)
+    return bool(found == wanted)
+
+
+def _check_version(found: Any, where: str) -> None:
+    try:
+        version = int(found)
+    except (TypeError, ValueError):
+        raise ManifestError(f"{where}: unreadable schema version {found!r}") from None
+    if version > SCHEMA_VERSION:
+        raise ManifestError(
+            f"{where}: schema version {version}, this xvlm reads up to {SCHEMA_VERSION}",
+            "upgrade xvlm",
+        )
+    if version < 1:
+        raise ManifestError(f"{where}: schema version {version} does not exist")
+
+
+def _moved(path: str, recorded: str, root: str) -> str:
+    """``path`` below ``root`` instead of ``recorded``; paths outside the image root are refused."""
+    relative = Path(path)
+    if relative.is_absolute():
+        try:
+            relative = relative.relative_to(recorded)
+        except ValueError:
+            raise ManifestError(
+                f"image {path!r} lies outside the image root {recorded!r}"
+            ) from None
+    if ".." in relative.parts:
+        raise ManifestError(f"image {path!r} leaves the image root")
+    return f"{root.rstrip('/')}/{relative.as_posix()}"
+
+
+def _open(url: str) -> BinaryIO:
+    try:
+        file: BinaryIO = fsspec.open(url, "rb").open()
+    except FileNotFoundError:
+        raise ManifestError(f"{url}: no such file", "was the manifest moved?") from None
+    except PermissionError:
+        raise ManifestError(f"{url}: not readable", "check its permissions") from None
+    return file
+
+
+@contextmanager
+def _parquet_errors(url: str) -> Iterator[None]:
+    """Turns what pyarrow raises on damaged files into one line."""
+    try:
+        yield
+    except (pa.ArrowException, OSError) as error:
+        first = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise ManifestError(
+            f"{url}: not a readable Parquet file ({first})", "copy or build it again"
+        ) from error
+
+
+def _list(columns: Sequence[str] | None) -> list[str] | None:
+    return None if columns is None else list(columns)

@@ -1,0 +1,1 @@
+"""Bounded-memory readers of raw containers. They know files, not datasets."""
