@@ -1,0 +1,39 @@
+"""The ``xvlm-data`` command line."""
+
+from __future__ import annotations
+
+from xvlm_data import __version__
+from xvlm_data.lazy_group import lazy_group
+
+cli = lazy_group(
+    "xvlm-data",
+    help="""Turn official vision-language releases into one Parquet manifest.
+
+    \b
+    Examples:
+      xvlm-data sample --out raw --images 64     miniature releases, to try everything with
+      xvlm-data build --source coco              raw/coco -> manifests/coco
+      xvlm-data inspect manifests/coco           what is in it
+
+    \b
+    Shell completion (bash; zsh and fish alike):
+      eval "$(_XVLM_DATA_COMPLETE=bash_source xvlm-data)"
+    """,
+    version=__version__,
+    commands={
+        "sample": "xvlm_data.sample.command:sample_command",
+        "build": "xvlm_data.build_command:build_command",
+        "inspect": "xvlm_data.inspect.command:inspect_command",
+    },
+)
+
+
+def main(args: list[str] | None = None) -> None:
+    """Entry point; ends the process."""
+    from xvlm_data.console import run
+
+    run(cli, "xvlm-data", args)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""Images: find them on disk, check them, decode them."""

@@ -1,0 +1,121 @@
+"""Checking the images of a block before anything is written about them."""
+
+from __future__ import annotations
+
+import io
+import warnings
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+from PIL import Image
+
+from xvlm_data.images.decode import (
+    DEFAULT_LIMITS,
+    FORMATS,
+    ImageError,
+    Limits,
+    decode,
+    read_bytes,
+)
+
+
+@dataclass(frozen=True)
+class ImageRecord:
+    """What a source says of an image: where it may lie, and how large it should be."""
+
+    paths: Sequence[str]
+    size: tuple[int, int] | None
+
+
+@dataclass(frozen=True)
+class Checked:
+    """What was found: the file and its size, or why it is rejected."""
+
+    path: str | None = None
+    size: tuple[int, int] | None = None
+    data: bytes | None = None
+    problem: str | None = None
+    detail: str | None = None
+
+
+@dataclass(frozen=True)
+class ImageChecker:
+    """How images are checked.
+
+    Attributes:
+        root: the release's folder; nothing outside it is ever opened by name.
+        decode: decode every pixel, instead of believing what the source and the header say.
+        keep_bytes: hand back the encoded bytes, to embed them.
+        limits: what an image may cost.
+    """
+
+    root: Path
+    decode: bool = True
+    keep_bytes: bool = False
+    limits: Limits = DEFAULT_LIMITS
+
+    def check_all(
+        self, records: Sequence[ImageRecord | None], pool: ThreadPoolExecutor
+    ) -> Iterator[Checked | None]:
+        """Check many, in order; None stays None. Pillow decodes outside the interpreter lock."""
+        return pool.map(lambda record: record and self.check(record), records)
+
+    def check(self, record: ImageRecord) -> Checked:
+        """Check one image; never raises."""
+        try:
+            return self._check(record)
+        except ImageError as error:
+            return Checked(problem=error.reason, detail=error.what)
+        except MemoryError:
+            return Checked(problem="too_many_pixels", detail="does not fit in memory")
+
+    def _check(self, record: ImageRecord) -> Checked:
+        relative = self._locate(record.paths)
+        file = self.root / relative
+        if not self.decode and not self.keep_bytes and record.size is not None:
+            return Checked(relative, record.size)
+        data = read_bytes(file, self.limits)
+        kept = data if self.keep_bytes else None
+        if not self.decode and record.size is not None:
+            return Checked(relative, record.size, kept)
+        if not self.decode:
+            return Checked(relative, _header_size(data, relative), kept)
+        image = decode(
+            data,
+            size=record.size,
+            apply_exif=record.size is None,
+            limits=self.limits,
+            name=relative,
+        )
+        return Checked(relative, image.size, kept)
+
+    def _locate(self, paths: Sequence[str]) -> str:
+        for path in paths:
+            if is_unsafe(path):
+                raise ImageError("unsafe_path", f"{path!r} leaves the image folder")
+            if (self.root / path).is_file():
+                return path
+        if not paths:
+            raise ImageError("missing_image", "the record names no file")
+        raise ImageError("missing_image", f"{paths[0]}: no such file")
+
+
+def is_unsafe(path: str) -> bool:
+    """Whether a path from a raw file could point outside the folder it is relative to."""
+    pure = PurePosixPath(path.replace("\\", "/"))
+    return not path or "\0" in path or pure.is_absolute() or ".." in pure.parts
+
+
+def _header_size(data: bytes, name: str) -> tuple[int, int]:
+    """The size from the header, turned by EXIF as captions-only sources are."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            image = Image.open(io.BytesIO(data), formats=FORMATS)
+            turned = image.getexif().get(0x0112, 1) in (5, 6, 7, 8)
+        except Exception as error:
+            raise ImageError("not_an_image", f"{name}: not an image") from error
+    width, height = image.size
+    return (height, width) if turned else (width, height)

@@ -1,0 +1,192 @@
+"""Decoding images that nobody vouches for: limits first, pixels after.
+
+Errors carry a reason code, because the same failure is a reject at build time and a counted,
+replaced sample at training time.
+"""
+
+from __future__ import annotations
+
+import io
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image, ImageOps
+
+from xvlm_data.errors import UserError
+
+#: Formats that web-scale image sets really hold. EPS, PDF and the like start interpreters.
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "MPO")
+_ORIENTATION = 0x0112
+
+# Pillow keeps a limit of its own in a global; ours is checked on the header, before any pixel.
+Image.MAX_IMAGE_PIXELS = None
+
+
+class ImageError(UserError):
+    """An image that is not one, or not an acceptable one.
+
+    Attributes:
+        reason: a code of the rejects file: missing_image, empty_image, image_too_big,
+            not_an_image, too_many_pixels, corrupt_image, size_mismatch.
+    """
+
+    def __init__(self, reason: str, what: str) -> None:
+        super().__init__(what)
+        self.reason = reason
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What an image may cost: bytes of the file, and pixels once decoded."""
+
+    max_bytes: int = 64 << 20
+    max_pixels: int = 100_000_000
+
+
+DEFAULT_LIMITS = Limits()
+
+
+def read_bytes(path: Path, limits: Limits = DEFAULT_LIMITS) -> bytes:
+    """The content of an image file.
+
+    Raises:
+        ImageError: missing_image, empty_image or image_too_big.
+    """
+    try:
+        with path.open("rb") as file:
+            data = file.read(limits.max_bytes + 1)
+    except (FileNotFoundError, NotADirectoryError):
+        raise ImageError("missing_image", f"{path}: no such file") from None
+    except OSError as error:
+        raise ImageError("missing_image", f"{path}: {error.strerror or error}") from error
+    return checked_bytes(data, str(path), limits)
+
+
+def checked_bytes(data: bytes, name: str, limits: Limits = DEFAULT_LIMITS) -> bytes:
+    """``data`` if it is neither empty nor too big; raises ImageError otherwise."""
+    if not data:
+        raise ImageError("empty_image", f"{name}: empty file")
+    if len(data) > limits.max_bytes:
+        raise ImageError("image_too_big", f"{name}: more than {limits.max_bytes >> 20} MiB")
+    return data
+
+
+def decode(
+    data: bytes | Path,
+    *,
+    size: tuple[int, int] | None = None,
+    apply_exif: bool = False,
+    limits: Limits = DEFAULT_LIMITS,
+    name: str | None = None,
+) -> Image.Image:
+    """Decode to RGB, every pixel of it.
+
+    Args:
+        data: the encoded bytes, or a file.
+        size: the (width, height) that annotations refer to. The picture is turned by its EXIF
+            orientation only when that, and not the stored size, gives this size.
+        apply_exif: without ``size``: turn by EXIF orientation (captions have no boxes to keep).
+        limits: what the file and its pixels may cost.
+        name: what to call the image in errors.
+
+    Raises:
+        ImageError: with its reason; never anything else, whatever the bytes.
+    """
+    if isinstance(data, Path):
+        name = name or str(data)
+        data = read_bytes(data, limits)
+    name = name or "image"
+    checked_bytes(data, name, limits)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Pillow warns of damaged EXIF, which we survive
+        try:
+            image = Image.open(io.BytesIO(data), formats=FORMATS)
+        except Exception as error:
+            raise ImageError("not_an_image", f"{name}: not an image ({_brief(error)})") from error
+        width, height = image.size
+        if width * height > limits.max_pixels:
+            raise ImageError("too_many_pixels", f"{name}: {width}x{height} pixels")
+        try:
+            image.load()
+            turned = _turned(image, size, apply_exif, name)
+            return to_rgb(turned)
+        except ImageError:
+            raise
+        except Exception as error:
+            raise ImageError("corrupt_image", f"{name}: {_brief(error)}") from error
+
+
+def _turned(
+    image: Image.Image, size: tuple[int, int] | None, apply_exif: bool, name: str
+) -> Image.Image:
+    if size is None:
+        return ImageOps.exif_transpose(image) if apply_exif else image
+    if image.size == size:
+        return image
+    if _swaps_sides(image) and image.size == size[::-1]:
+        return ImageOps.exif_transpose(image)
+    found = f"{image.size[0]}x{image.size[1]}"
+    raise ImageError(
+        "size_mismatch", f"{name}: {found} pixels, but annotated as {size[0]}x{size[1]}"
+    )
+
+
+def _swaps_sides(image: Image.Image) -> bool:
+    try:
+        return image.getexif().get(_ORIENTATION, 1) in (5, 6, 7, 8)
+    except Exception:  # damaged EXIF says nothing
+        return False
+
+
+def to_rgb(image: Image.Image) -> Image.Image:
+    """The first frame as RGB: transparency over white, 16 bits scaled to 8, CMYK converted."""
+    if image.mode == "RGB":
+        return image
+    if image.mode.startswith("I") or image.mode == "F":
+        # Pillow's own conversion clips 16-bit values to 255, which shows a white picture.
+        values = np.asarray(image, dtype=np.float64)
+        top = 65535.0 if values.max(initial=0) > 255 else 255.0
+        grey = np.clip(values / top * 255.0, 0, 255).astype(np.uint8)
+        return Image.fromarray(grey).convert("RGB")
+    if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
+        layer = image.convert("RGBA")
+        white = Image.new("RGBA", layer.size, "white")
+        return Image.alpha_composite(white, layer).convert("RGB")
+    return image.convert("RGB")
+
+
+def load_row_image(
+    image: dict[str, Any], width: int, height: int, *, limits: Limits = DEFAULT_LIMITS
+) -> Image.Image:
+    """Decode the ``image`` cell of a manifest row, in the orientation its boxes refer to.
+
+    Raises:
+        ImageError: see :func:`decode`; missing_image when the row has neither bytes nor a file.
+    """
+    data, path = image.get("bytes"), image.get("path")
+    if data is not None:
+        return decode(data, size=(width, height), limits=limits, name=path)
+    if not path:
+        raise ImageError("missing_image", "the row has neither image bytes nor a path")
+    if "://" not in path:
+        return decode(Path(path), size=(width, height), limits=limits)
+    return decode(_fetch(path, limits), size=(width, height), limits=limits, name=path)
+
+
+def _fetch(url: str, limits: Limits) -> bytes:
+    import fsspec
+
+    try:
+        with fsspec.open(url, "rb") as file:
+            data: bytes = file.read(limits.max_bytes + 1)
+    except Exception as error:  # every remote file system raises its own
+        raise ImageError("missing_image", f"{url}: {_brief(error)}") from error
+    return data
+
+
+def _brief(error: Exception) -> str:
+    text = str(error).splitlines()[0] if str(error) else ""
+    return text[:200] or type(error).__name__

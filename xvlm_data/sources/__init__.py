@@ -1,0 +1,32 @@
+"""The public releases we read, one module each: which files, and how they become records."""
+
+from __future__ import annotations
+
+from importlib import import_module
+
+from xvlm_data.errors import UserError
+from xvlm_data.sources.base import Request, Source
+
+#: Modules are imported when asked for, so that the command line starts at once.
+_MODULES = {
+    "coco": "xvlm_data.sources.coco",
+    "vg": "xvlm_data.sources.vg",
+    "sbu": "xvlm_data.sources.sbu",
+    "cc3m": "xvlm_data.sources.cc3m",
+    "objects365": "xvlm_data.sources.objects365",
+}
+SOURCES = tuple(_MODULES)
+
+__all__ = ["SOURCES", "Request", "Source", "get_source"]
+
+
+def get_source(name: str) -> Source:
+    """The source of that name.
+
+    Raises:
+        UserError: there is none.
+    """
+    if name not in _MODULES:
+        raise UserError(f"unknown source {name!r}", f"choose from {', '.join(SOURCES)}")
+    source: Source = import_module(_MODULES[name]).SOURCE
+    return source

@@ -1,0 +1,232 @@
+"""COCO, releases of 2017 and 2014, and Karpathy's split of them.
+
+Files: ``annotations/{instances,captions}_{train,val}{2017,2014}.json`` and the image folders
+``train2017/``, … or ``images/train2017/``, …. Where Karpathy's ``dataset_coco.json`` lies in the
+root (or in ``annotations/``), the split is his, and ``train`` means his train + restval (113,287
+images): then the official train and val files are both read, because his parts cut across them.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+
+from xvlm_data.errors import UserError
+from xvlm_data.leaks import evaluation_ids, exclude_ids
+from xvlm_data.raw.files import check_root, find_optional
+from xvlm_data.records import CAPTION, Records
+from xvlm_data.sources.base import Request
+from xvlm_data.sources.coco_json import (
+    Caption,
+    Image,
+    read_captions,
+    read_images,
+    read_instances,
+)
+
+KARPATHY = ("dataset_coco.json", "annotations/dataset_coco.json", "karpathy/dataset_coco.json")
+#: Which of Karpathy's parts a split is.
+KARPATHY_SPLITS = {
+    "train": ("train", "restval"),
+    "restval": ("restval",),
+    "val": ("val",),
+    "test": ("test",),
+}
+YEARS = ("2017", "2014")
+
+
+class _Sentence(msgspec.Struct, gc=False):
+    raw: str
+    sentid: int | None = None
+
+
+class _KarpathyImage(msgspec.Struct, gc=False):
+    cocoid: int
+    split: str
+    filename: str
+    filepath: str = ""
+    sentences: list[_Sentence] = []
+
+
+class Coco:
+    """See the module."""
+
+    name = "coco"
+    licence = (
+        "annotations CC BY 4.0 (COCO Consortium); images: Flickr terms, per-image licences, "
+        "most of them non-commercial"
+    )
+    merge_images = False
+
+    def read(self, request: Request, records: Records) -> None:
+        """See `Source.read`."""
+        root = request.root
+        check_root(root)
+        karpathy = find_optional(root, KARPATHY)
+        if karpathy is None:
+            request.notes.append(
+                "no dataset_coco.json (Karpathy's split): the official split is used, whose train "
+                "part holds images of the retrieval and captioning test sets"
+            )
+        files = _annotation_files(root, request.split, everything=karpathy is not None)
+        if not files and karpathy is None:
+            raise UserError(
+                f"{root}: no annotations/{{instances,captions}}_{request.split}2017.json, "
+                "and no dataset_coco.json",
+                "unpack annotations_trainval2017.zip there, or give its folder with --root",
+            )
+        folders = _image_folders(root)
+        leaked = _Leaks(request)
+        if karpathy is not None:
+            kept = _read_karpathy(karpathy, request, None if files else records, leaked)
+            leaked.only = kept
+        for path in files:
+            folder = path.stem.split("_", 1)[1]
+            _read_official(path, request, records, _Locator(folder, folders), leaked)
+        if files:
+            have = {path.name.split("_")[0] for path in files}
+            for missing in sorted({"instances", "captions"} - have):
+                request.notes.append(f"no {missing} file: the manifest has no {missing}")
+
+
+def _annotation_files(root: Path, split: str, *, everything: bool) -> list[Path]:
+    """The files of the newest release found, instances before captions."""
+    splits = ("train", "val") if everything else (split,)
+    for year in YEARS:
+        names = [
+            f"{kind}_{part}{year}.json" for kind in ("instances", "captions") for part in splits
+        ]
+        found = [find_optional(root, (f"annotations/{name}", name)) for name in names]
+        if any(found):
+            return [path for path in found if path is not None]
+    return []
+
+
+def _image_folders(root: Path) -> list[str]:
+    parts = [f"{part}{year}" for year in YEARS for part in ("train", "val", "test")]
+    return [
+        folder for folder in [*parts, *(f"images/{p}" for p in parts)] if (root / folder).is_dir()
+    ]
+
+
+class _Locator:
+    """Where an image may lie: 2017 and 2014 hold the same pictures under two names."""
+
+    def __init__(self, folder: str, present: list[str]) -> None:
+        # The annotation file's own folder comes first, and is the one named when it is absent.
+        own = [f for f in present if f.endswith(folder)]
+        self._folders = [*(own or [folder]), *(f for f in present if f not in own)]
+
+    def __call__(self, image: Image) -> list[str]:
+        name = image.file_name
+        digits = f"{image.id:012d}.jpg"
+        paths = []
+        for folder in self._folders:
+            part = folder.rsplit("/", 1)[-1]
+            renamed = digits if part.endswith("2017") else f"COCO_{part}_{digits}"
+            same_release = name.startswith("COCO_") == (not part.endswith("2017"))
+            paths.append(f"{folder}/{name if same_release else renamed}")
+        return paths
+
+
+class _Leaks:
+    """Why an image is left out: not of this part, or in an evaluation set."""
+
+    def __init__(self, request: Request) -> None:
+        files = () if request.keep_leaks else (request.evaluation_files or ())
+        self.banned = evaluation_ids(files).coco_ids
+        self.only: np.ndarray[Any, np.dtype[np.int64]] | None = None
+
+    def __call__(self, ids: np.ndarray[Any, np.dtype[np.int64]]) -> list[str | None]:
+        reasons = exclude_ids(ids, self.banned)
+        if self.only is not None:
+            inside = np.isin(ids, self.only)
+            reasons = [r if ok else "other_split" for r, ok in zip(reasons, inside, strict=True)]
+        return reasons
+
+
+def _read_official(
+    path: Path, request: Request, records: Records, locate: _Locator, exclude: _Leaks
+) -> None:
+    if path.name.startswith("instances"):
+        read_instances("coco", path, request, records, locate, exclude)
+        return
+    images = records.part(path, "images[{index}]")
+    captions = records.part(path, "annotations[{index}]")
+    for elements in request.arrays(path, {"images": Image, "annotations": Caption}):
+        if elements.key == "images":
+            read_images("coco", elements, images, records, locate, exclude)
+        else:
+            read_captions(elements, captions, records)
+
+
+def _read_karpathy(
+    path: Path, request: Request, records: Records | None, exclude: _Leaks
+) -> np.ndarray[Any, np.dtype[np.int64]]:
+    """The COCO ids of the split; with ``records``, his sentences serve as the captions."""
+    if request.split not in KARPATHY_SPLITS:
+        raise UserError(
+            f"unknown split {request.split!r} of {path.name}",
+            f"choose from {', '.join(KARPATHY_SPLITS)}",
+        )
+    wanted = KARPATHY_SPLITS[request.split]
+    kept: list[int] = []
+    images = captions = -1
+    if records is not None:
+        request.notes.append("no official annotation files: captions come from dataset_coco.json")
+        images = records.part(path, "images[{index}]")
+        captions = records.part(path, "images[{index}].sentences[{sub}]")
+    for elements in request.arrays(path, {"images": _KarpathyImage}):
+        items: list[_KarpathyImage] = elements.items
+        kept.extend(item.cocoid for item in items if item.split in wanted)
+        if records is None:
+            if elements.malformed:
+                index, why, _ = elements.malformed[0]
+                raise UserError(f"{path}: images[{index}]: {why}", "download the split file again")
+            continue
+        records.malformed_images(images, elements.malformed)
+        leaked = exclude(np.array([item.cocoid for item in items], dtype=np.int64))
+        records.images(
+            {
+                "key": [item.cocoid for item in items],
+                "id": [f"coco/{item.cocoid}" for item in items],
+                "paths": [_karpathy_paths(item) for item in items],
+                "part": [images] * len(items),
+                "index": elements.indices,
+                "problem": [
+                    leak if item.split in wanted else "other_split"
+                    for item, leak in zip(items, leaked, strict=True)
+                ],
+            }
+        )
+        rows = [
+            (item.cocoid, index, sub, sentence)
+            for item, index in zip(items, elements.indices, strict=True)
+            for sub, sentence in enumerate(item.sentences)
+        ]
+        records.annotations(
+            {
+                "key": [key for key, _, _, _ in rows],
+                "kind": [CAPTION] * len(rows),
+                "part": [captions] * len(rows),
+                "index": [index for _, index, _, _ in rows],
+                "sub": [sub for _, _, sub, _ in rows],
+                "annotation_id": [sentence.sentid for _, _, _, sentence in rows],
+                "text": [sentence.raw for _, _, _, sentence in rows],
+            }
+        )
+    return np.array(sorted(kept), dtype=np.int64)
+
+
+def _karpathy_paths(image: _KarpathyImage) -> list[str]:
+    part = image.filepath or "val2014"
+    folders = [part, "images/" + part]
+    names = [f"{folder}/{image.filename}" for folder in folders]
+    renamed = f"{image.cocoid:012d}.jpg"
+    return [*names, *(f"{part}2017/{renamed}" for part in ("train", "val"))]
+
+
+SOURCE = Coco()

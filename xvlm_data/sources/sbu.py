@@ -1,0 +1,145 @@
+"""SBU captions: a million Flickr photographs with their owners' captions.
+
+Files: ``sbu-captions-all.json`` (three parallel arrays), or the older pair
+``SBU_captioned_photo_dataset_{urls,captions}.txt`` (line n of one belongs to line n of the other).
+Images: ``images/<last part of the URL>``, or ``dataset/…`` as torchvision stores them. There is no
+official split.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+
+from xvlm_data.errors import UserError
+from xvlm_data.raw.files import find_file, find_optional
+from xvlm_data.records import CAPTION, Records
+from xvlm_data.sources.base import Request
+from xvlm_data.sources.url_list import (
+    is_url,
+    last_part,
+    url_digest,
+    write_captions,
+    write_images,
+)
+
+_URLS = "SBU_captioned_photo_dataset_urls.txt"
+_CAPTIONS = "SBU_captioned_photo_dataset_captions.txt"
+
+#: Values of a column with their positions, and (position, why, raw) of unusable ones.
+Column = Iterator[tuple[list[str], list[int], list[tuple[int, str, bytes]]]]
+
+
+def name_image(url: str) -> tuple[str, list[str]]:
+    """``sbu/<photo>_<secret>`` and ``images/<photo>_<secret>.jpg``."""
+    name = last_part(url) or url_digest(url)
+    return name.rsplit(".", 1)[0] or name, [f"images/{name}", f"dataset/{name}"]
+
+
+class Sbu:
+    """See the module."""
+
+    name = "sbu"
+    licence = "list: none stated; photographs keep their owners' Flickr licences"
+    merge_images = True
+
+    def read(self, request: Request, records: Records) -> None:
+        """See `Source.read`."""
+        if request.split != "train":
+            request.notes.append(
+                f"sbu has no official split: all its images are labelled {request.split!r}"
+            )
+        path = find_optional(request.root, ["sbu-captions-all.json"])
+        if path is not None:
+            urls_file = captions_file = path
+            urls_place, captions_place = "image_urls[{index}]", "captions[{index}]"
+            urls = _json_column(path, "image_urls", request)
+            captions = _json_column(path, "captions", request)
+        else:
+            urls_file = find_file(
+                request.root, ["sbu-captions-all.json", f"dataset/{_URLS}", _URLS], "URL list"
+            )
+            captions_file = find_file(
+                request.root, [f"dataset/{_CAPTIONS}", _CAPTIONS], "caption list"
+            )
+            urls_place = captions_place = "line {line}"
+            urls = _text_column(urls_file, request)
+            captions = _text_column(captions_file, request)
+        keys = _read_urls(urls, records.part(urls_file, urls_place), records)
+        count = _read_captions(
+            captions, keys, records.part(captions_file, captions_place), records, captions_file
+        )
+        if count != len(keys):
+            raise UserError(
+                f"{captions_file}: {count} captions for {len(keys)} URLs, they no longer belong "
+                "together",
+                "download the list again",
+            )
+
+
+def _read_urls(
+    column: Column, part: int, records: Records
+) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
+    """Image records; returns the key of each row (8 bytes each), -1 where the URL is unusable."""
+    chunks = []
+    for values, indices, malformed in column:
+        good = [(url, index) for url, index in zip(values, indices, strict=True) if is_url(url)]
+        bad = [
+            (index, f"not a web address: {url[:80]!r}", b"")
+            for url, index in zip(values, indices, strict=True)
+            if not is_url(url)
+        ]
+        records.malformed_images(part, sorted([*malformed, *bad]))
+        chunk = np.full(len(values) + len(malformed), -1, dtype=np.int64)
+        first = min([*indices, *(index for index, _, _ in malformed)], default=0)
+        places = [index for _, index in good]
+        chunk[np.array(places, dtype=np.int64) - first] = write_images(
+            "sbu", [url for url, _ in good], places, part, records, name_image
+        )
+        chunks.append(chunk)
+    return np.concatenate(chunks) if chunks else np.zeros(0, np.int64)
+
+
+def _read_captions(
+    column: Column,
+    keys: np.ndarray[tuple[int], np.dtype[np.int64]],
+    part: int,
+    records: Records,
+    file: Path,
+) -> int:
+    count = 0
+    for values, indices, malformed in column:
+        count += len(values) + len(malformed)
+        if count > len(keys):
+            raise UserError(
+                f"{file}: more captions than URLs, they no longer belong together",
+                "download the list again",
+            )
+        records.malformed(CAPTION, part, malformed)
+        row_keys = [int(key) if key >= 0 else None for key in keys[indices]] if indices else []
+        write_captions(values, row_keys, indices, part, records)
+    return count
+
+
+def _json_column(path: Path, key: str, request: Request) -> Column:
+    for elements in request.arrays(path, {key: str}):
+        yield elements.items, elements.indices, elements.malformed
+
+
+def _text_column(path: Path, request: Request) -> Column:
+    for first, lines in request.lines(path):
+        values: list[str] = []
+        indices: list[int] = []
+        malformed: list[tuple[int, str, bytes]] = []
+        for index, line in enumerate(lines, first):
+            try:
+                values.append(line.decode("utf-8"))
+                indices.append(index)
+            except UnicodeDecodeError as error:
+                malformed.append((index, str(error), line))
+        yield values, indices, malformed
+
+
+SOURCE = Sbu()
