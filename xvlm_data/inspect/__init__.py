@@ -1,0 +1,1 @@
+"""Looking at manifests: statistics, validation, and pictures with boxes drawn on them."""

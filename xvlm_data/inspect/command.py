@@ -1,0 +1,147 @@
+"""``xvlm-data inspect``: what is in a manifest, whether it keeps its promises, how it looks."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import click
+
+
+@click.command("inspect")
+@click.argument("manifests", metavar="MANIFEST...", nargs=-1, required=True)
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of tables.")
+@click.option(
+    "--validate",
+    "check",
+    is_flag=True,
+    help="Check every row against the schema's promises; exit 1 with the first offenders.",
+)
+@click.option("--decode", is_flag=True, help="With --validate: decode every image fully.")
+@click.option(
+    "--no-image-check",
+    is_flag=True,
+    help="With --validate: do not look whether referenced image files exist.",
+)
+@click.option(
+    "--draw",
+    nargs=2,
+    type=(click.IntRange(min=1), click.Path(path_type=Path)),
+    metavar="N OUT",
+    help="Write N evenly spread images with their boxes and texts as PNG files into OUT.",
+)
+@click.option(
+    "--rows", type=click.IntRange(min=0), default=3, show_default=True, help="Example rows."
+)
+@click.option(
+    "--top",
+    type=click.IntRange(min=0),
+    default=10,
+    show_default=True,
+    help="Most frequent texts of each granularity.",
+)
+@click.option(
+    "--image-root", metavar="DIR", help="Where referenced images lie now, if they were moved."
+)
+@click.pass_context
+def inspect_command(
+    context: click.Context,
+    manifests: tuple[str, ...],
+    as_json: bool,
+    check: bool,
+    decode: bool,
+    no_image_check: bool,
+    draw: tuple[int, Path] | None,
+    rows: int,
+    top: int,
+    image_root: str | None,
+) -> None:
+    r"""Show what a manifest holds; check it; draw it.
+
+    MANIFEST is a .parquet file, a folder with manifest.json, a glob (quoted), or a URL; several
+    are looked at as one.
+
+    \b
+    Examples:
+      xvlm-data inspect manifests/coco
+      xvlm-data inspect manifests/vg --validate --decode
+      xvlm-data inspect manifests/coco --draw 12 pictures
+      xvlm-data inspect 'manifests/*/manifest-*.parquet' --json
+    """
+    from xvlm_data.errors import UserError
+    from xvlm_data.inspect.draw import draw_rows
+    from xvlm_data.inspect.overview import disagreements, overview
+    from xvlm_data.inspect.statistics import collect
+    from xvlm_data.inspect.validate import validate
+    from xvlm_data.manifest import open_manifest
+
+    if (decode or no_image_check) and not check:
+        raise click.UsageError("--decode and --no-image-check belong to --validate")
+    manifest = open_manifest(
+        manifests[0] if len(manifests) == 1 else manifests, image_root=image_root
+    )
+    with _progress("counting", len(manifest)) as advance:
+        statistics = collect(manifest, examples=rows, advance=advance)
+    warnings = disagreements(manifest, statistics)
+    findings = None
+    if check:
+        with _progress("validating", 2 * len(manifest)) as advance:
+            findings = validate(
+                manifest, check_images=not no_image_check, decode=decode, advance=advance
+            )
+    drawn = []
+    if draw is not None:
+        if not len(manifest):
+            raise UserError("the manifest has no rows, so nothing can be drawn", "build it again")
+        drawn = draw_rows(manifest, *draw)
+    about = overview(manifest)
+    if as_json:
+        result = {
+            "manifest": about,
+            "statistics": statistics.to_dict(top),
+            "warnings": warnings,
+            "validation": findings.to_dict() if findings else None,
+            "drawn": [str(path) for path in drawn],
+        }
+        click.echo(json.dumps(_finite(result), ensure_ascii=False, indent=2))
+    else:
+        from rich.console import Console
+
+        from xvlm_data.inspect import report
+
+        console = Console(highlight=False, markup=False)
+        report.print_overview(console, about)
+        report.print_build(console, about["build"] or {})
+        report.print_statistics(console, statistics, top=top)
+        report.print_warnings(console, warnings)
+        if findings is not None:
+            report.print_findings(console, findings)
+        if draw is not None:
+            console.print(f"\ndrew {len(drawn)} images into {draw[1]}", soft_wrap=True)
+    if findings is not None and not findings.ok:
+        context.exit(1)
+
+
+@contextmanager
+def _progress(what: str, total: int) -> Iterator[Callable[[int], None]]:
+    """A progress bar on a terminal's standard error, and nothing elsewhere."""
+    from rich.console import Console
+    from rich.progress import Progress
+
+    console = Console(stderr=True)
+    with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
+        task = progress.add_task(what, total=total)
+        yield lambda rows: progress.advance(task, rows)
+
+
+def _finite(value: Any) -> Any:
+    """``value`` with None for NaN and infinity, which JSON does not have."""
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -1,0 +1,336 @@
+"""What a manifest holds, counted in one streaming pass.
+
+Memory does not grow with the manifest: histograms have fixed bins, and the most frequent texts
+are exact until their distinct values outgrow a budget, then approximate with a stated error.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import fsspec
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from xvlm_data.inspect.concepts import (
+    Concepts,
+    checked_batches,
+    flatten_concepts,
+    spread,
+    to_strings,
+)
+from xvlm_data.manifest import Manifest
+from xvlm_data.schema import GRANULARITIES, IMAGE, OBJECT, REGION, WHOLE_IMAGE_BOX
+
+COLUMNS = ("id", "source", "split", "width", "height", "caption", "concepts")
+
+COUNT_EDGES = (1, 2, 3, 4, 5, 6, 8, 11, 16, 21, 31, 51, 101)
+AREA_EDGES = (0.0001, 0.0003, 0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0)
+ASPECT_EDGES = (1 / 8, 1 / 4, 1 / 2, 1, 2, 4, 8)
+
+#: Words are what white space separates, as in ``str.split``; RE2's ``\s`` is ASCII only.
+_WORD = r"[^\s\p{Z}\x0b\x1c-\x1f\x85]+"
+TEXT_BUDGET = 96 << 20
+
+
+class Histogram:
+    """Counts of numbers in fixed bins, open at both ends.
+
+    Bin 0 holds values below ``edges[0]``, bin i those in ``[edges[i-1], edges[i])``, the last one
+    those from ``edges[-1]`` on. Values that are not finite are only counted, in ``unusable``.
+    """
+
+    def __init__(self, edges: tuple[float, ...]) -> None:
+        self.edges = edges
+        self.counts = np.zeros(len(edges) + 1, np.int64)
+        self.total = 0.0
+        self.low: float | None = None
+        self.high: float | None = None
+        self.unusable = 0
+
+    def add(self, values: npt.NDArray[Any], weights: npt.NDArray[np.int64] | None = None) -> None:
+        """Count ``[N]`` values, each once or ``weights`` (``[N]``) times."""
+        if weights is None:
+            weights = np.ones(len(values), np.int64)
+        finite = np.isfinite(values)
+        self.unusable += int(weights[~finite].sum())
+        values, weights = values[finite], weights[finite]
+        if not len(values):
+            return
+        np.add.at(self.counts, np.searchsorted(self.edges, values, side="right"), weights)
+        self.total += float((values.astype(np.float64) * weights).sum())
+        self.low = min(float(values.min()), self.low if self.low is not None else np.inf)
+        self.high = max(float(values.max()), self.high if self.high is not None else -np.inf)
+
+    @property
+    def count(self) -> int:
+        """How many usable values were counted."""
+        return int(self.counts.sum())
+
+    @property
+    def mean(self) -> float | None:
+        """Their mean, None when there are none."""
+        return self.total / self.count if self.count else None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain numbers; ``counts`` is one longer than ``edges``."""
+        return {
+            "edges": list(self.edges),
+            "counts": self.counts.tolist(),
+            "count": self.count,
+            "mean": self.mean,
+            "min": self.low,
+            "max": self.high,
+            "unusable": self.unusable,
+        }
+
+
+class Frequencies:
+    """How often each string occurs, within a budget of bytes.
+
+    Exact until the distinct strings outgrow the budget; then the rarest are forgotten, and any
+    count may be low by at most ``undercount``.
+    """
+
+    def __init__(self, budget: int = TEXT_BUDGET) -> None:
+        self.budget = budget
+        self.total = 0
+        self.undercount = 0
+        self._parts: list[pa.Table] = []
+        self._pending = 0
+
+    def add(self, values: pa.StringArray) -> pa.Table:
+        """Count strings (nulls are left out); returns their own table (value, count)."""
+        seen = pc.value_counts(values.drop_null())
+        part = pa.table({"value": seen.field("values"), "count": seen.field("counts")})
+        self.total += len(values) - values.null_count
+        self._parts.append(part)
+        self._pending += part.nbytes
+        if self._pending > self.budget // 4 or len(self._parts) > 256:
+            self._merge()
+        return part
+
+    @property
+    def exact(self) -> bool:
+        """Whether nothing was forgotten."""
+        return self.undercount == 0
+
+    @property
+    def distinct(self) -> int:
+        """Distinct strings seen; a lower bound when not exact."""
+        return self._merge().num_rows
+
+    def top(self, number: int | None = None) -> list[tuple[str, int]]:
+        """The most frequent strings, equal counts in the strings' order."""
+        order = [("count", "descending"), ("value", "ascending")]
+        table = self._merge().sort_by(order).slice(0, number)
+        return list(zip(table["value"].to_pylist(), table["count"].to_pylist(), strict=True))
+
+    def to_dict(self, number: int) -> dict[str, Any]:
+        """The top strings and how exact they are."""
+        return {
+            "total": self.total,
+            "distinct": self.distinct,
+            "exact": self.exact,
+            "undercount": self.undercount,
+            "top": [{"text": text, "count": count} for text, count in self.top(number)],
+        }
+
+    def _merge(self) -> pa.Table:
+        empty = pa.table({"value": pa.array([], pa.string()), "count": pa.array([], pa.int64())})
+        grouped = pa.concat_tables(self._parts or [empty]).group_by("value")
+        table = grouped.aggregate([("count", "sum")]).rename_columns({"count_sum": "count"})
+        table = table.select(["value", "count"])
+        if table.nbytes > self.budget:
+            table = self._without_rarest(table)
+        self._parts, self._pending = [table], 0
+        return table
+
+    def _without_rarest(self, table: pa.Table) -> pa.Table:
+        table = table.sort_by([("count", "descending"), ("value", "ascending")])
+        sizes = pc.binary_length(table["value"]).to_numpy() + 16
+        kept = int(np.searchsorted(np.cumsum(sizes), self.budget // 2))
+        if kept < table.num_rows:
+            self.undercount += table["count"][kept].as_py()
+        return table.slice(0, kept).combine_chunks()
+
+
+def _per_granularity(
+    edges: tuple[float, ...], names: tuple[str, ...]
+) -> Callable[[], dict[str, Histogram]]:
+    return lambda: {name: Histogram(edges) for name in names}
+
+
+@dataclass
+class Statistics:
+    """What was counted; fill it with :meth:`update`, or get it from :func:`collect`.
+
+    Attributes:
+        rows: images.
+        embedded: images whose bytes are in the manifest; the others are referenced by path.
+        captions: rows whose ``caption`` is not null.
+        rows_without_concepts: rows whose list of concepts is empty or null.
+        attributes: attributes of all concepts together.
+        sources, splits: rows of each.
+        granularities: concepts of each.
+        rows_with: granularity -> rows that have at least one concept of it.
+        whole_image_boxes: regions and objects whose box is the whole image.
+        concepts_per_image: concepts a row.
+        words: granularity -> words a text.
+        texts: granularity -> how often each text occurs.
+        box_area: region and object -> part of the image its box covers, in [0, 1].
+        box_aspect: region and object -> width / height of the box in pixels.
+        examples: some rows, evenly spread, as plain dicts without the image.
+    """
+
+    rows: int = 0
+    embedded: int = 0
+    captions: int = 0
+    rows_without_concepts: int = 0
+    attributes: int = 0
+    sources: Frequencies = field(default_factory=Frequencies)
+    splits: Frequencies = field(default_factory=Frequencies)
+    granularities: Frequencies = field(default_factory=Frequencies)
+    rows_with: dict[str, int] = field(default_factory=lambda: dict.fromkeys(GRANULARITIES, 0))
+    whole_image_boxes: dict[str, int] = field(
+        default_factory=lambda: dict.fromkeys((REGION, OBJECT), 0)
+    )
+    concepts_per_image: Histogram = field(default_factory=lambda: Histogram(COUNT_EDGES))
+    words: dict[str, Histogram] = field(
+        default_factory=_per_granularity(COUNT_EDGES, GRANULARITIES)
+    )
+    texts: dict[str, Frequencies] = field(
+        default_factory=lambda: {name: Frequencies() for name in GRANULARITIES}
+    )
+    box_area: dict[str, Histogram] = field(
+        default_factory=_per_granularity(AREA_EDGES, (REGION, OBJECT))
+    )
+    box_aspect: dict[str, Histogram] = field(
+        default_factory=_per_granularity(ASPECT_EDGES, (REGION, OBJECT))
+    )
+    examples: list[dict[str, Any]] = field(default_factory=list)
+
+    @property
+    def referenced(self) -> int:
+        """Images that are not embedded."""
+        return self.rows - self.embedded
+
+    @property
+    def concepts(self) -> int:
+        """All concepts of known granularity or not."""
+        return int(self.concepts_per_image.total)
+
+    def update(self, batch: pa.RecordBatch) -> None:
+        """Count a batch with the columns of :data:`COLUMNS`."""
+        concepts = flatten_concepts(batch)
+        self.rows += batch.num_rows
+        self.captions += batch.num_rows - batch.column("caption").null_count
+        self.rows_without_concepts += int((concepts.per_row == 0).sum())
+        self.attributes += int(concepts.attributes.sum())
+        self.sources.add(to_strings(batch.column("source")))
+        self.splits.add(to_strings(batch.column("split")))
+        self.granularities.add(concepts.granularity)
+        self.concepts_per_image.add(concepts.per_row)
+        for name in GRANULARITIES:
+            chosen = concepts.is_granularity(name)
+            self.rows_with[name] += len(np.unique(concepts.row[chosen]))
+            seen = self.texts[name].add(concepts.text.filter(pa.array(chosen)))
+            words = pc.count_substring_regex(seen["value"], pattern=_WORD)
+            self.words[name].add(words.to_numpy(), seen["count"].to_numpy())
+            if name != IMAGE:
+                self._add_boxes(name, batch, concepts, chosen)
+
+    def _add_boxes(
+        self,
+        name: str,
+        batch: pa.RecordBatch,
+        concepts: Concepts,
+        chosen: npt.NDArray[np.bool_],
+    ) -> None:
+        boxes, row = concepts.boxes[chosen], concepts.row[chosen]
+        sides = np.stack([_floats(batch.column(side))[row] for side in ("width", "height")])
+        with np.errstate(all="ignore"):
+            area = boxes[:, 2] * boxes[:, 3]
+            aspect = boxes[:, 2] * sides[0] / (boxes[:, 3] * sides[1])
+        degenerate = ~((boxes[:, 2] > 0) & (boxes[:, 3] > 0))
+        area[degenerate] = aspect[degenerate] = np.nan
+        self.box_area[name].add(area)
+        self.box_aspect[name].add(aspect)
+        self.whole_image_boxes[name] += int((boxes == WHOLE_IMAGE_BOX).all(axis=1).sum())
+
+    def to_dict(self, top: int = 10) -> dict[str, Any]:
+        """All of it as plain JSON values, with the ``top`` most frequent texts."""
+        return {
+            "rows": self.rows,
+            "images": {"embedded": self.embedded, "referenced": self.referenced},
+            "sources": dict(self.sources.top()),
+            "splits": dict(self.splits.top()),
+            "captions": self.captions,
+            "rows_without_concepts": self.rows_without_concepts,
+            "concepts": self.concepts,
+            "granularities": dict(self.granularities.top()),
+            "rows_with": self.rows_with,
+            "whole_image_boxes": self.whole_image_boxes,
+            "attributes": self.attributes,
+            "concepts_per_image": self.concepts_per_image.to_dict(),
+            "words": {name: h.to_dict() for name, h in self.words.items()},
+            "box_area": {name: h.to_dict() for name, h in self.box_area.items()},
+            "box_aspect": {name: h.to_dict() for name, h in self.box_aspect.items()},
+            "texts": {name: f.to_dict(top) for name, f in self.texts.items()},
+            "examples": self.examples,
+        }
+
+
+def collect(
+    manifest: Manifest,
+    *,
+    examples: int = 3,
+    advance: Callable[[int], None] = lambda rows: None,
+) -> Statistics:
+    """Count a whole manifest; image bytes are never read.
+
+    Args:
+        manifest: an opened manifest.
+        examples: how many rows to keep as examples.
+        advance: told the rows of each batch, for a progress bar.
+
+    Raises:
+        ManifestError: a file is damaged.
+    """
+    statistics = Statistics(embedded=_embedded(manifest))
+    wanted = spread(len(manifest), examples)
+    for first, batch in checked_batches(manifest, COLUMNS):
+        statistics.update(batch)
+        while wanted and wanted[0] < first + batch.num_rows:
+            statistics.examples += batch.slice(wanted.pop(0) - first, 1).to_pylist()
+        advance(batch.num_rows)
+    return statistics
+
+
+def _embedded(manifest: Manifest) -> int:
+    """Rows with image bytes, from the Parquet footers where these tell."""
+    embedded = 0
+    for shard in manifest.shards:
+        with fsspec.open(shard.url, "rb") as file:
+            parquet = pq.ParquetFile(file)
+            names = [parquet.schema.column(i).path for i in range(len(parquet.schema))]
+            index = names.index("image.bytes")
+            for group, rows in enumerate(shard.row_groups):
+                chunk = parquet.metadata.row_group(group).column(index).statistics
+                if chunk is not None and chunk.has_null_count:
+                    embedded += rows - chunk.null_count
+                    continue
+                for batch in parquet.iter_batches(64, [group], ["image.bytes"]):
+                    data = pc.struct_field(batch.column("image"), "bytes")
+                    embedded += batch.num_rows - data.null_count
+    return embedded
+
+
+def _floats(array: pa.Array) -> npt.NDArray[np.float64]:
+    numbers: npt.NDArray[np.float64] = array.cast(pa.float64()).to_numpy(zero_copy_only=False)
+    return numbers
