@@ -1,0 +1,5 @@
+"""Pre-training of X-VLM from manifests: ``rows -> samples -> batch -> losses -> step``."""
+
+from xvlm_data import __version__
+
+__all__ = ["__version__"]

@@ -1,0 +1,99 @@
+"""Samples to a batch: which concepts fit, tokens, masks, tensors."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from xvlm_train.data.batch import Batch
+from xvlm_train.data.config import DataConfig
+from xvlm_train.data.masking import Ids, mask_tokens
+from xvlm_train.data.samples import Sample
+from xvlm_train.data.tokenizer import Tokenizer
+from xvlm_train.data.transforms import normalise, patch_mask
+
+
+def texts_per_image(available: Sequence[int], budget: int) -> list[int]:
+    """How many of its concepts each image gives to a batch.
+
+    Every image gives one, then every image a second, and so on until the budget is spent: no
+    image is encoded for nothing, and none of its concepts is taken twice.
+
+    Args:
+        available: concepts each image has.
+        budget: most texts of the batch.
+    """
+    counts = [0] * len(available)
+    for turn in range(max(available, default=0)):
+        for i, has in enumerate(available):
+            if has > turn and budget > 0:
+                counts[i] += 1
+                budget -= 1
+    return counts
+
+
+def collate(
+    samples: Sequence[Sample],
+    tokenizer: Tokenizer,
+    config: DataConfig,
+    grid: tuple[int, int],
+    *,
+    multi_grained: bool,
+    skipped: Counter[str] | None = None,
+) -> Batch:
+    """The batch of some samples; text is padded to the longest one at hand, not to the maximum.
+
+    Args:
+        samples: at least one; of the image-text stream each has one concept.
+        tokenizer: makes ids of the texts.
+        config: budgets and masking.
+        grid: the model's patches, (rows, columns).
+        multi_grained: which stream.
+        skipped: what was left out before, by reason; the samples' own counts are added.
+    """
+    counts = texts_per_image([len(s.texts) for s in samples], config.max_texts)
+    if not multi_grained:
+        counts = [1] * len(samples)
+    texts = [text for s, n in zip(samples, counts, strict=True) for text in s.texts[:n]]
+    ids = tokenizer.encode(texts, config.max_tokens)
+    rngs = [s.rng for s, n in zip(samples, counts, strict=True) for _ in range(n)]
+    masked = [
+        mask_tokens(
+            text_ids,
+            tokenizer.mask_vocabulary,
+            rng,
+            mask_prob=config.mask_prob,
+            max_masks=config.max_masks,
+        )
+        for text_ids, rng in zip(ids, rngs, strict=True)
+    ]
+    boxes = np.concatenate([s.boxes[:n] for s, n in zip(samples, counts, strict=True)])
+    whole = np.concatenate([s.whole_image[:n] for s, n in zip(samples, counts, strict=True)])
+    inside = patch_mask(boxes, grid)
+    inside[whole] = True
+    return Batch(
+        images=torch.from_numpy(normalise(np.stack([s.pixels for s in samples]))),
+        image_index=torch.from_numpy(np.repeat(np.arange(len(samples)), counts)),
+        patch_mask=torch.from_numpy(inside),
+        text_ids=torch.from_numpy(_padded(ids, tokenizer.pad_id)),
+        text_mask=torch.from_numpy(_padded([np.ones_like(row) for row in ids], 0)),
+        masked_ids=torch.from_numpy(_padded([m.ids for m in masked], tokenizer.pad_id)),
+        masked_positions=torch.from_numpy(np.stack([m.positions for m in masked])),
+        masked_labels=torch.from_numpy(np.stack([m.labels for m in masked])),
+        boxes=torch.from_numpy(boxes),
+        whole_image=torch.from_numpy(whole),
+        multi_grained=multi_grained,
+        record_ids=[s.record_id for s in samples],
+        skipped=dict(sum((s.skipped for s in samples), Counter(skipped or ()))),
+    )
+
+
+def _padded(rows: Sequence[Ids], fill: int) -> npt.NDArray[np.int64]:
+    out = np.full((len(rows), max(len(row) for row in rows)), fill, dtype=np.int64)
+    for place, row in zip(out, rows, strict=True):
+        place[: len(row)] = row
+    return out

@@ -1,0 +1,115 @@
+"""Batches prepared by worker processes, in step order, equal for any number of workers."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+from xvlm_data.errors import UserError
+from xvlm_train.data.batch import Batch
+from xvlm_train.data.stream import Stream
+
+#: Batches each worker prepares ahead.
+PREFETCH = 2
+
+
+def batches(
+    stream: Stream,
+    steps: Iterable[int],
+    *,
+    rank: int = 0,
+    world: int = 1,
+    pin_memory: bool = False,
+) -> Iterator[Batch]:
+    """``stream.batch(step, rank, world)`` for each step, prepared by ``config.workers`` processes.
+
+    Args:
+        stream: sent to each worker once; workers are started afresh, not forked, so threads and
+            devices of this process are safe.
+        steps: consumed a little ahead; ``range(k, total)`` resumes at step k.
+        rank: of this process.
+        world: number of processes.
+        pin_memory: put tensors in page-locked memory, for copying to a GPU while it computes.
+
+    Raises:
+        UserError: as ``stream.batch``, or a worker died.
+    """
+    workers = stream.config.workers
+    if workers == 0:
+        for step in steps:
+            batch = stream.batch(step, rank, world)
+            yield _pinned(batch) if pin_memory else batch
+        return
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["xvlm_train.data.stream"])
+    loader = DataLoader(
+        _Steps(stream, rank, world),
+        batch_size=None,
+        sampler=steps,
+        num_workers=workers,
+        prefetch_factor=PREFETCH,
+        pin_memory=pin_memory,
+        worker_init_fn=_one_thread,
+        multiprocessing_context=context,
+    )
+    try:
+        for delivery in loader:
+            if delivery.error is not None:
+                raise UserError(delivery.error)
+            yield delivery.batch
+    except RuntimeError as error:
+        if "DataLoader worker" not in str(error):
+            raise
+        raise UserError(
+            f"a loader worker died ({str(error).splitlines()[0]})",
+            "out of memory or of /dev/shm? Lower data.workers or data.pool_groups",
+        ) from error
+
+
+@dataclass(slots=True)
+class _Delivery:
+    """A batch, or the one line that says why there is none (an exception would lose its shape)."""
+
+    batch: Batch | None = None
+    error: str | None = None
+
+    def pin_memory(self) -> _Delivery:
+        return self if self.batch is None else replace(self, batch=_pinned(self.batch))
+
+
+class _Steps(Dataset[_Delivery]):
+    def __init__(self, stream: Stream, rank: int, world: int) -> None:
+        self.stream, self.rank, self.world = stream, rank, world
+
+    def __getitem__(self, step: int) -> _Delivery:
+        try:
+            return _Delivery(batch=self.stream.batch(step, self.rank, self.world))
+        except UserError as error:
+            return _Delivery(error=str(error))
+
+
+def _pinned(batch: Batch) -> Batch:
+    pinned: dict[str, Any] = {
+        field.name: value.pin_memory()
+        for field in fields(batch)
+        if torch.is_tensor(value := getattr(batch, field.name))
+    }
+    return replace(batch, **pinned)
+
+
+def _one_thread(worker: int) -> None:
+    """One core a worker: the number of workers, not each library, decides how many are used."""
+    import pyarrow as pa
+
+    torch.set_num_threads(1)
+    pa.set_cpu_count(1)
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"
+    with suppress(OSError):
+        os.nice(5)  # the process that trains goes first

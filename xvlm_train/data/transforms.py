@@ -1,0 +1,163 @@
+"""Crops, flips and resizes that move boxes exactly as they move pixels.
+
+Images are PIL RGB; boxes are corners (x0, y0, x1, y1) in pixels of the image at hand, NumPy
+``[N, 4]`` float64, until they become the model's (cx, cy, w, h) in [0, 1].
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from xvlm_data.boxes import cxcywh_to_xyxy
+
+Boxes = npt.NDArray[np.float64]
+#: A rectangle of whole pixels: x0, y0, x1, y1, the last two exclusive.
+Crop = tuple[int, int, int, int]
+
+CLIP_MEAN = np.array([0.48145466, 0.4578275, 0.40821073], dtype=np.float32)
+CLIP_STD = np.array([0.26862954, 0.26130258, 0.27577711], dtype=np.float32)
+
+#: A concept stays with a crop that holds more than this share of its box.
+MIN_VISIBLE = 0.5
+#: Slack for boxes that passed through float32, in patches (0.003 pixels of a 32-pixel patch).
+_PATCH_SLACK = 1e-4
+
+
+def random_resized_crop(
+    rng: np.random.Generator, width: int, height: int, min_scale: float
+) -> Crop:
+    """A random rectangle of ``min_scale`` to 1 of the area, sides' ratio 3/4 to 4/3 (log-uniform).
+
+    After ten tries that do not fit: the largest centred rectangle of the nearest allowed ratio.
+    """
+    low, high = 3 / 4, 4 / 3
+    for _ in range(10):
+        area = width * height * rng.uniform(min_scale, 1.0)
+        ratio = math.exp(rng.uniform(math.log(low), math.log(high)))
+        w, h = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
+        if 0 < w <= width and 0 < h <= height:
+            x, y = int(rng.integers(width - w + 1)), int(rng.integers(height - h + 1))
+            return x, y, x + w, y + h
+    ratio = min(max(width / height, low), high)
+    w, h = min(width, round(height * ratio)), min(height, round(width / ratio))
+    x, y = (width - w) // 2, (height - h) // 2
+    return x, y, x + max(w, 1), y + max(h, 1)
+
+
+def crop_around(
+    rng: np.random.Generator, box: npt.NDArray[np.float64], width: int, height: int
+) -> Crop:
+    """A random rectangle that contains the whole of ``box`` (corners, pixels) in the image.
+
+    Each side lies uniformly between the box's own and the image's.
+    """
+    x0, y0 = min(max(math.floor(box[0]), 0), width - 1), min(max(math.floor(box[1]), 0), height - 1)
+    x1, y1 = math.ceil(box[2]), math.ceil(box[3])
+    x1, y1 = min(max(x1, x0 + 1), width), min(max(y1, y0 + 1), height)
+    return (
+        int(rng.integers(0, x0 + 1)),
+        int(rng.integers(0, y0 + 1)),
+        int(rng.integers(x1, width + 1)),
+        int(rng.integers(y1, height + 1)),
+    )
+
+
+def crop_boxes(boxes: Boxes, crop: Crop) -> tuple[Boxes, npt.NDArray[np.bool_]]:
+    """Boxes clipped to a crop and relative to it, and which of them it shows enough of.
+
+    Returns:
+        ``[N, 4]`` corners in pixels of the crop, and ``[N]`` bool: more than 50 % of the box's
+        area lies in the crop. The boxes of the others mean nothing.
+    """
+    x0, y0, x1, y1 = crop
+    clipped = boxes.copy()
+    clipped[:, 0::2] = clipped[:, 0::2].clip(x0, x1)
+    clipped[:, 1::2] = clipped[:, 1::2].clip(y0, y1)
+    visible = _areas(clipped) > MIN_VISIBLE * _areas(boxes)
+    return clipped - np.array([x0, y0, x0, y0], dtype=np.float64), visible
+
+
+def _areas(boxes: Boxes) -> npt.NDArray[np.float64]:
+    size = np.maximum(boxes[:, 2:] - boxes[:, :2], 0)
+    areas: npt.NDArray[np.float64] = size[:, 0] * size[:, 1]
+    return areas
+
+
+def to_model_boxes(boxes: Boxes, width: int, height: int, flip: bool) -> npt.NDArray[np.float32]:
+    """Corners in pixels of a ``width`` x ``height`` crop to (cx, cy, w, h) in [0, 1].
+
+    The resize to the model's square needs no more: it leaves relative boxes as they are.
+
+    Args:
+        boxes: ``[N, 4]`` corners inside the crop.
+        width: of the crop, pixels.
+        height: of the crop, pixels.
+        flip: whether the crop is mirrored left to right.
+    """
+    relative = boxes / np.array([width, height, width, height], dtype=np.float64)
+    if flip:
+        relative[:, [0, 2]] = 1 - relative[:, [2, 0]]
+    centre = (relative[:, :2] + relative[:, 2:]) / 2
+    return np.concatenate([centre, relative[:, 2:] - relative[:, :2]], axis=1).astype(np.float32)
+
+
+def crop_resize_flip(image: Image.Image, crop: Crop, side: int, flip: bool) -> Image.Image:
+    """The pixels: cut out ``crop``, resize to ``side`` x ``side`` (bicubic), mirror if ``flip``."""
+    # Not `resize(box=...)`: its kernel would see the pixels around the crop.
+    resized = image.crop(crop).resize((side, side), Image.Resampling.BICUBIC)
+    return resized.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if flip else resized
+
+
+def to_pixels(image: Image.Image) -> npt.NDArray[np.uint8]:
+    """``[3, H, W]`` uint8."""
+    return np.ascontiguousarray(np.asarray(image, dtype=np.uint8).transpose(2, 0, 1))
+
+
+def normalise(pixels: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
+    """``[..., 3, H, W]`` uint8 to float32 with CLIP's mean and standard deviation."""
+    shape = (3, 1, 1)
+    out = pixels.astype(np.float32)
+    out -= 255 * CLIP_MEAN.reshape(shape)
+    out /= 255 * CLIP_STD.reshape(shape)
+    return out
+
+
+def eval_pixels(image: Image.Image, side: int) -> npt.NDArray[np.uint8]:
+    """The whole image as ``[3, side, side]`` uint8, resized without regard to its proportions."""
+    return to_pixels(image.resize((side, side), Image.Resampling.BICUBIC))
+
+
+def patch_mask(boxes: npt.NDArray[np.floating], grid: tuple[int, int]) -> npt.NDArray[np.bool_]:
+    """Which vision tokens belong to each box: v_cls always, and the patches it touches.
+
+    Columns run from ⌊x/P⌋ (at most n-1) to ⌈(x+w)/P⌉ (at least one, at most n), rows alike
+    (spec: Encoders). An edge within 1e-4 patches of a grid line counts as on it, because boxes
+    are float32 and a box that ends on a line must not reach into the next patch.
+
+    Args:
+        boxes: ``[B, 4]`` (cx, cy, w, h) in [0, 1].
+        grid: patches per column and per row of the image: (rows, columns).
+
+    Returns:
+        ``[B, 1 + rows * columns]`` bool; place 0 is v_cls, then row by row from the top left.
+    """
+    rows, columns = grid
+    corners: Boxes = cxcywh_to_xyxy(boxes.astype(np.float64)).astype(np.float64)
+    across = _touched(corners[:, 0], corners[:, 2], columns)
+    down = _touched(corners[:, 1], corners[:, 3], rows)
+    inside = (down[:, :, None] & across[:, None, :]).reshape(len(boxes), rows * columns)
+    return np.concatenate([np.ones((len(boxes), 1), dtype=bool), inside], axis=1)
+
+
+def _touched(
+    low: npt.NDArray[np.float64], high: npt.NDArray[np.float64], count: int
+) -> npt.NDArray[np.bool_]:
+    """``[B, count]``: the patches along one axis between ``low`` and ``high`` (in [0, 1])."""
+    first = np.floor(low * count + _PATCH_SLACK).clip(0, count - 1)
+    last = np.ceil(high * count - _PATCH_SLACK).clip(first + 1, count)
+    index = np.arange(count)
+    return (index >= first[:, None]) & (index < last[:, None])

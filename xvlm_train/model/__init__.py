@@ -1,0 +1,1 @@
+"""X-VLM: image encoder, text encoder, cross-modal encoder and heads."""

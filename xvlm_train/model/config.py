@@ -1,0 +1,113 @@
+"""What the model is made of, and where the losses follow the original. No torch in here."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from xvlm_data.errors import UserError
+
+
+@dataclass
+class VisionConfig:
+    """An image encoder: any timm backbone whose output is a square grid of patches."""
+
+    name: str = "swin_base_patch4_window7_224"
+    """timm model name, with or without a weight tag."""
+    kwargs: dict[str, Any] = field(default_factory=dict)
+    """Further arguments of the timm model (``embed_dim``, ``depths``, …)."""
+    image_size: int = 224
+    """Side of the square input in pixels."""
+    pretrained: bool | str = False
+    """Initial weights: true = those of ``name``; or a hub name, a folder, a .safetensors file."""
+    drop_path: float = 0.1
+    """Stochastic depth of the last block; 0 for backbones that have none."""
+    position: Literal["auto", "none", "learned"] = "auto"
+    """Position embedding added to the patches; auto = learned for convolutional nets only."""
+
+
+@dataclass
+class TextConfig:
+    """BERT, cut in two: ``fusion_layer`` text layers, then cross-modal layers."""
+
+    hidden: int = 768
+    layers: int = 12
+    fusion_layer: int = 6
+    """Index of the first layer with cross-attention."""
+    heads: int = 12
+    intermediate: int = 3072
+    vocab: int = 30522
+    max_positions: int = 512
+    token_types: int = 2
+    pad_id: int = 0
+    dropout: float = 0.1
+    attention_dropout: float = 0.1
+    layer_norm_eps: float = 1e-12
+    initializer_range: float = 0.02
+    """Standard deviation of new matrices; narrow models learn faster with about 1/√hidden."""
+    pretrained: str | None = None
+    """Initial weights: a Hugging Face name, a local folder, a .safetensors file; none = random."""
+
+    def __post_init__(self) -> None:
+        if self.hidden % self.heads:
+            raise UserError(
+                f"text.hidden {self.hidden} is not a multiple of text.heads {self.heads}",
+                "choose a width that the heads divide",
+            )
+        if not 0 <= self.fusion_layer < self.layers:
+            raise UserError(
+                f"text.fusion_layer {self.fusion_layer} is not one of {self.layers} layers",
+                "at least one layer must be cross-modal",
+            )
+
+
+@dataclass
+class ModelConfig:
+    """The whole model; the defaults are the paper's base model (215,637,241 parameters)."""
+
+    vision: VisionConfig = field(default_factory=VisionConfig)
+    text: TextConfig = field(default_factory=TextConfig)
+    embed_dim: int = 256
+    """Width E of the contrastive space."""
+    temperature: float = 0.07
+    """Initial contrastive temperature."""
+
+
+@dataclass(frozen=True)
+class Parity:
+    """Where the losses may follow the original's defects; the defaults follow none of them."""
+
+    contrastive_gradient: str = "exact"
+    """``exact``, or ``official:<W>``: encoders get 1/W of the contrastive gradient, τ all of it."""
+    degenerate_giou: Literal["row", "batch"] = "row"
+    """A box of negative width or height zeroes the GIoU loss of its row, or of the rank's batch."""
+    no_region_rows: Literal["zero", "nan"] = "zero"
+    """The box losses of a batch without region rows."""
+    whole_image_boxes: bool = False
+    """Whether whole-image rows count in the box losses (in the original: not in pre-training)."""
+
+    def __post_init__(self) -> None:
+        kind, _, world = self.contrastive_gradient.partition(":")
+        if self.contrastive_gradient != "exact" and not (
+            kind == "official" and world.isdecimal() and int(world) > 0
+        ):
+            raise UserError(
+                f"contrastive_gradient {self.contrastive_gradient!r} is not known",
+                "use exact, or official:<W> such as official:8",
+            )
+
+    @property
+    def encoder_gradient_scale(self) -> float:
+        """Factor on the contrastive gradient that reaches the encoders: 1 or 1/W."""
+        _, _, world = self.contrastive_gradient.partition(":")
+        return 1 / int(world) if world else 1.0
+
+    @classmethod
+    def clean(cls) -> Parity:
+        """The default: no defect of the original."""
+        return cls()
+
+    @classmethod
+    def official(cls, world: int = 8) -> Parity:
+        """The original's behaviour on ``world`` GPUs (8 in the paper's 4M run, 24 in 16M)."""
+        return cls(f"official:{world}", degenerate_giou="batch", no_region_rows="nan")
