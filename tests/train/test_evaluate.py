@@ -1,0 +1,186 @@
+from __future__ import annotations
+
+import itertools
+import json
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+from tests.train import small_manifests as small
+from xvlm_data.errors import UserError
+from xvlm_train import measures
+from xvlm_train.config import load_config
+from xvlm_train.data.evaluation import EvalSet
+from xvlm_train.evaluator import Evaluator
+from xvlm_train.model.xvlm import XVLM
+from xvlm_train.pictures import draw_curves, draw_grounding
+
+SHRUNK = [
+    "model.vision.image_size=32",
+    "data.image_size=32",
+    "model.vision.kwargs={embed_dim: 8, depths: [1, 1], num_heads: [1, 2], window_size: 4}",
+    "model.text.hidden=16",
+    "model.text.intermediate=32",
+    "model.text.heads=2",
+    "model.embed_dim=8",
+]
+
+
+def unit(rows: int, generator: torch.Generator) -> torch.Tensor:
+    return torch.nn.functional.normalize(torch.randn(rows, 5, generator=generator), dim=1)
+
+
+def test_retrieval_equals_brute_force() -> None:
+    generator = torch.Generator().manual_seed(0)
+    owners = torch.tensor([0, 0, 1, 2, 2, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 11])
+    images, texts = unit(12, generator), unit(len(owners), generator)
+    values = measures.retrieval(images, texts, owners)
+    for k in (1, 5, 10):
+        hits = 0
+        for t, owner in enumerate(owners.tolist()):
+            order = sorted(range(12), key=lambda i: -float(texts[t] @ images[i]))
+            hits += owner in order[:k]
+        assert values[f"text_to_image_r{k}"] == pytest.approx(hits / len(owners))
+        hits = 0
+        for i in range(12):
+            order = sorted(range(len(owners)), key=lambda t: -float(texts[t] @ images[i]))
+            hits += any(owners[t] == i for t in order[:k])
+        assert values[f"image_to_text_r{k}"] == pytest.approx(hits / 12)
+        assert values[f"text_to_image_r{k}_chance"] == pytest.approx(k / 12)
+
+
+def test_chance_of_retrieval_counts_all_draws() -> None:
+    draws = list(itertools.combinations(range(6), 2))
+    expected = sum(1 in draw or 4 in draw for draw in draws) / len(draws)
+    assert measures.chance_of_hit([2], 6, 2) == pytest.approx(expected)
+    assert measures.chance_of_hit([1, 6], 6, 3) == pytest.approx((3 / 6 + 1) / 2)
+    assert measures.chance_of_hit([1], 3, 10) == 1
+
+
+def test_equal_features_are_no_success() -> None:
+    same = torch.ones(20, 5) / math.sqrt(5)
+    values = measures.retrieval(same, same, torch.arange(20))
+    assert values["text_to_image_r5"] == values["image_to_text_r1"] == 0
+
+
+def test_iou_by_hand() -> None:
+    # Two unit squares that share a quarter: 0.25 / 1.75.
+    box = torch.tensor([0.5, 0.5, 1.0, 1.0])
+    assert measures.iou(box, box + torch.tensor([0.5, 0.5, 0, 0])).item() == pytest.approx(1 / 7)
+    assert measures.iou(box, box).item() == pytest.approx(1)
+    assert measures.iou(box, box + torch.tensor([2.0, 0, 0, 0])).item() == 0
+    assert measures.iou(torch.zeros(4), torch.zeros(4)).item() == 0
+
+
+def test_grounding_and_its_chance_levels() -> None:
+    left, right, top = [0.2, 0.5, 0.3, 0.3], [0.8, 0.5, 0.3, 0.3], [0.5, 0.1, 0.2, 0.1]
+    target = torch.tensor([left, right, left, top])
+    predicted = torch.tensor([left, left, [0.2, 0.5, 0.3, 0.2], [0.5, 0.1, 0.2, 0.04]])
+    values = measures.grounding(predicted, target, torch.tensor([3, 3, 0, 1]))
+    assert values["grounding_accuracy"] == 0.5  # IoU 1, 0, 2/3, 0.4
+    assert values["grounding_mean_iou"] == pytest.approx((1 + 0 + 2 / 3 + 0.4) / 4)
+    assert values["grounding_chance_constant"] == 0.5  # always left
+    assert values["grounding_chance_blind"] == 0.75  # image 3 holds two, the others one
+
+
+@pytest.fixture(scope="module")
+def evaluator() -> Evaluator:
+    config = load_config("tiny", overrides=SHRUNK)
+    tokenizer = small.tokenizer()
+    config.model.text.vocab = tokenizer.vocab_size
+    torch.manual_seed(0)
+    return Evaluator(XVLM(config.model), tokenizer, config.data.max_tokens)
+
+
+def test_features_and_boxes_equal_one_item_at_a_time(
+    evaluator: Evaluator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Batching, padding and the book-keeping of who belongs to whom change nothing."""
+    rows = [*small.boxed(5), small.row(5, [small.concept("picture five")]), *small.boxed(9)[6:]]
+    rows[1]["concepts"] = [c for c in rows[1]["concepts"] if c["granularity"] != "image"]
+    rows[2]["concepts"].append(small.concept("another much longer picture of two"))
+    config = load_config("tiny", overrides=SHRUNK).data
+    held_out = EvalSet([small.write(tmp_path / "val.parquet", rows)], config)
+    items = list(held_out)
+
+    seen: dict[str, tuple[torch.Tensor, ...]] = {}
+    retrieval, grounding = measures.retrieval, measures.grounding
+
+    def spy_retrieval(*tensors: torch.Tensor) -> dict[str, float]:
+        seen["retrieval"] = tensors
+        return retrieval(*tensors)
+
+    def spy_grounding(*tensors: torch.Tensor) -> dict[str, float]:
+        seen["grounding"] = tensors
+        return grounding(*tensors)
+
+    monkeypatch.setattr(measures, "retrieval", spy_retrieval)
+    monkeypatch.setattr(measures, "grounding", spy_grounding)
+    monkeypatch.setattr("xvlm_train.evaluator.IMAGE_BATCH", 3)
+    monkeypatch.setattr("xvlm_train.evaluator.PHRASE_BATCH", 4)
+    evaluator.model.train()
+    values = evaluator.measure(items)
+    assert evaluator.model.training
+
+    model = evaluator.model.eval()
+    images, texts, owners, boxes, targets = [], [], [], [], []
+    with torch.no_grad():
+        for item in items:
+            patches = model.encode_image(item.image[None])
+            everywhere = torch.ones(1, 1 + patches.shape[1])
+            tokens = model.concept_tokens(patches, torch.zeros(1, dtype=torch.long), everywhere)
+            if item.captions:
+                images.append(model.image_features(tokens[:, 0]))
+            for text in [*item.captions, *(phrase.text for phrase in item.phrases)]:
+                ids = torch.from_numpy(evaluator.tokenizer.encode([text], 24)[0])[None]
+                states = model.encode_text(ids, torch.ones_like(ids))
+                if text in item.captions:
+                    texts.append(model.text_features(states[:, 0]))
+                    owners.append(len(images) - 1)
+                else:
+                    fused = model.fuse(states, torch.ones_like(ids), tokens, everywhere)
+                    boxes.append(model.predict_boxes(fused[:, 0]))
+            targets += [phrase.box for phrase in item.phrases]
+    assert (values["images"], values["captions"]) == (9, len(texts)) == (9, 9)
+    assert values["phrases"] == len(boxes) > 30
+    expected = (torch.cat(images), torch.cat(texts), torch.tensor(owners))
+    for got, want in zip(seen["retrieval"], expected, strict=True):
+        torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(seen["grounding"][0], torch.cat(boxes), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(seen["grounding"][1], torch.tensor(targets))
+
+
+def test_what_is_not_there_is_not_measured(evaluator: Evaluator, tmp_path: Path) -> None:
+    config = load_config("tiny", overrides=SHRUNK).data
+    captions = EvalSet([small.write(tmp_path / "a.parquet", small.captioned(4))], config)
+    values = evaluator.measure(captions)
+    assert "text_to_image_r1" in values and "grounding_accuracy" not in values
+    with pytest.raises(UserError, match="no image has a phrase"):
+        draw_grounding(evaluator, captions, 2, tmp_path / "none")
+
+
+def test_pictures_show_boxes(evaluator: Evaluator, tmp_path: Path) -> None:
+    rows = small.boxed(3)
+    rows[0]["id"] = "odd/../name $x$"
+    rows[0]["concepts"][1]["text"] = "a thing for $5 or $6_"
+    config = load_config("tiny", overrides=SHRUNK).data
+    held_out = EvalSet([small.write(tmp_path / "a.parquet", rows)], config)
+    paths = draw_grounding(evaluator, held_out, 2, tmp_path / "pictures")
+    assert len(set(paths)) == 2
+    assert all(path.parent == tmp_path / "pictures" for path in paths)
+    assert all(Image.open(path).width > 100 for path in paths)
+
+
+def test_curves_of_all_losses(tmp_path: Path) -> None:
+    lines = [
+        json.loads(json.dumps({"step": s, "image_text/mlm": 9 / s, "multi_grained/box_l1": None}))
+        for s in range(1, 9)
+    ]
+    lines.append({"step": 8, "eval/grounding_accuracy": 0.4})
+    draw_curves(lines, tmp_path / "deep" / "curves.png")
+    assert Image.open(tmp_path / "deep" / "curves.png").width > 300
+    with pytest.raises(UserError, match="no losses"):
+        draw_curves([{"step": 1, "eval/x": 1.0}], tmp_path / "none.png")

@@ -1,0 +1,244 @@
+"""The configuration of a run: one typed tree, from a preset, a file and the command line.
+
+``xvlm-train pretrain --preset base --config mine.yaml --set optim.lr=3e-4`` merges the three in
+this order. Every key is checked against the tree, every value against its type.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+import typing
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields, is_dataclass
+from importlib import resources
+from pathlib import Path
+from typing import Any, Literal
+
+import msgspec
+import yaml
+
+from xvlm_data.errors import UserError
+from xvlm_train.data.config import DataConfig
+from xvlm_train.model.config import ModelConfig, Parity
+
+PRESETS = ("tiny", "small", "base")
+
+
+@dataclass(kw_only=True)
+class OptimConfig:
+    """AdamW and its groups (paper, section 4.1; :mod:`xvlm_train.engine.optim`)."""
+
+    lr: float = 1e-4
+    new_lr_multiple: float = 2.0  # of weights that no pre-trained model gave
+    betas: tuple[float, float] = (0.9, 0.98)
+    eps: float = 1e-8
+    weight_decay: float = 0.01
+    decay_rule: Literal["clean", "official"] = "clean"
+    clip_norm: float = 1.0  # of the gradient over all parameters
+
+
+@dataclass(kw_only=True)
+class ScheduleConfig:
+    """Linear warm-up, then linear decay to 0 at ``train.steps``."""
+
+    warmup: int = 2500  # steps
+
+    def __post_init__(self) -> None:
+        _at_least("schedule.warmup", self.warmup, 0)
+
+
+@dataclass(kw_only=True)
+class TrainConfig:
+    """How long, how precise, and how often to tell."""
+
+    steps: int = 200_000  # one image-text batch each
+    iter_perc: float = 0.5  # share of steps with a multi-grained batch and update before
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"  # auto: fp32 on CPU
+    device: str = "auto"
+    seed: int = 42
+    log_every: int = 50  # steps
+    eval_every: int = 5000  # steps; 0: at the end only
+    eval_images: int = 1000  # of the held-out manifest, at most
+    save_every: int = 5000  # steps; the last step is always saved
+    keep_last: int = 3  # checkpoints
+    max_skipped: int = 50  # updates in a row without a finite gradient before the run ends
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "log_every", "eval_images", "save_every", "keep_last", "max_skipped"):
+            _at_least(f"train.{name}", getattr(self, name), 1)
+        _at_least("train.eval_every", self.eval_every, 0)
+        if not 0 <= self.iter_perc <= 1:
+            raise UserError(f"train.iter_perc is {self.iter_perc}", "give 0 to 1")
+
+
+@dataclass(kw_only=True)
+class TokenizerConfig:
+    """The vocabulary: a published one, or one built from the manifests' own text."""
+
+    name: str | None = "bert-base-uncased"  # hub name or folder; null: build one
+    vocab_size: int = 30522  # at most, when one is built
+
+
+@dataclass(kw_only=True)
+class PretrainConfig:
+    """All of a pre-training run except its manifests and its folder."""
+
+    model: ModelConfig = field(default_factory=ModelConfig)
+    tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    parity: Parity = field(default_factory=Parity)
+
+    def __post_init__(self) -> None:
+        model, data = self.model.vision.image_size, self.data.image_size
+        if model != data:
+            raise UserError(
+                f"model.vision.image_size is {model}, data.image_size is {data}",
+                "set both to the same",
+            )
+
+
+def _at_least(name: str, value: int, least: int) -> None:
+    if value < least:
+        raise UserError(f"{name} is {value}", f"at least {least}")
+
+
+#: ``--parity official``: everything that follows the released code where our default does not.
+OFFICIAL: dict[str, Any] = {
+    "parity": asdict(Parity.official()),
+    "optim": {"decay_rule": "official"},
+    "data": {"flip_guard": False, "distinct_texts": False},
+}
+
+
+def load_config(
+    preset: str | None = None,
+    files: Sequence[Path] = (),
+    overrides: Sequence[str] = (),
+    *,
+    official: bool = False,
+) -> PretrainConfig:
+    """Merge preset, files and ``a.b=value`` overrides, later ones winning, into a checked tree.
+
+    With ``official``, the switches of :data:`OFFICIAL` come between files and overrides.
+
+    Raises:
+        UserError: unknown preset or key (with near matches), a value of the wrong type or outside
+            its range, a file that is missing or no YAML mapping.
+    """
+    tree: dict[str, Any] = {}
+    if preset is not None:
+        _merge(tree, _read_preset(preset), f"preset {preset}")
+    for file in files:
+        _merge(tree, _read_file(file), str(file))
+    if official:
+        _merge(tree, OFFICIAL, "--parity official")
+    for override in overrides:
+        key, separator, text = override.partition("=")
+        if not separator or not key:
+            raise UserError(f"--set {override}: not of the form key=value", "e.g. optim.lr=3e-4")
+        branch: Any = _parse(text, f"--set {override}")
+        for part in reversed(key.strip().split(".")):
+            branch = {part: branch}
+        _merge(tree, branch, f"--set {override}")
+    return _convert(tree)
+
+
+def dump_config(config: PretrainConfig) -> str:
+    """The whole tree as YAML that :func:`load_config` reads back to an equal one."""
+    return yaml.safe_dump(msgspec.to_builtins(asdict(config)), sort_keys=False)
+
+
+def differences(before: PretrainConfig, after: PretrainConfig) -> list[str]:
+    """``key: before → after`` for every setting that differs."""
+
+    def walk(old: Any, new: Any, key: str) -> list[str]:
+        if isinstance(old, dict) and isinstance(new, dict):
+            names = [*old, *(name for name in new if name not in old)]
+            return [line for n in names for line in walk(old.get(n), new.get(n), f"{key}.{n}")]
+        return [] if old == new else [f"{key[1:]}: {old} → {new}"]
+
+    return walk(asdict(before), asdict(after), "")
+
+
+def _convert(tree: dict[str, Any]) -> PretrainConfig:
+    try:
+        return msgspec.convert(tree, PretrainConfig, strict=True)
+    except msgspec.ValidationError as error:
+        message, _, place = str(error).partition(" - at `$")
+        place = place.rstrip("`").removeprefix(".")
+        raise UserError(f"configuration: {place}: {message}", "see --print-config") from None
+
+
+def _merge(
+    tree: dict[str, Any],
+    branch: Mapping[str, Any],
+    origin: str,
+    kind: type = PretrainConfig,
+    prefix: str = "",
+) -> None:
+    """Put ``branch`` over ``tree``; every key must be a field of ``kind``.
+
+    Sections merge key by key; all else, a free mapping such as ``model.vision.kwargs`` too, is
+    replaced as a whole.
+    """
+    hints = typing.get_type_hints(kind)
+    known = [item.name for item in fields(kind)]
+    for key, value in branch.items():
+        if key not in known:
+            near = difflib.get_close_matches(str(key), known, n=3)
+            fix = f"did you mean {' or '.join(near)}?" if near else f"known: {', '.join(known)}"
+            raise UserError(f"{origin}: unknown configuration key {prefix}{key}", fix)
+        if isinstance(value, dict) and is_dataclass(hints[key]):
+            if not isinstance(tree.get(key), dict):
+                tree[key] = {}
+            _merge(tree[key], value, origin, typing.cast("type", hints[key]), f"{prefix}{key}.")
+        else:
+            tree[key] = value
+
+
+def _read_preset(name: str) -> dict[str, Any]:
+    if name not in PRESETS:
+        raise UserError(f"unknown preset {name!r}", f"use one of {', '.join(PRESETS)}")
+    text = resources.files("xvlm_train").joinpath(f"presets/{name}.yaml").read_text("utf-8")
+    return typing.cast("dict[str, Any]", _parse(text, f"preset {name}"))
+
+
+def _read_file(path: Path) -> dict[str, Any]:
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise UserError(f"{path}: not found", "give the path of a YAML file to --config") from None
+    except UnicodeDecodeError:
+        raise UserError(f"{path}: not a text file", "give a YAML file to --config") from None
+    tree = _parse(text, str(path))
+    if tree is None:
+        return {}
+    if not isinstance(tree, dict):
+        raise UserError(f"{path}: not a mapping of keys", "see --print-config for the layout")
+    return tree
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML whose 1e-4 is a number, as everybody expects and YAML 1.1 denies."""
+
+
+_Loader.yaml_implicit_resolvers = {
+    first: list(pairs) for first, pairs in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"^[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+$"),
+    list("-+0123456789"),
+)
+
+
+def _parse(text: str, origin: str) -> Any:
+    try:
+        return yaml.load(text, Loader=_Loader)
+    except yaml.YAMLError as error:
+        line = " ".join(str(error).split())
+        raise UserError(f"{origin}: not valid YAML ({line})", "correct it") from None

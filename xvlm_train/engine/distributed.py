@@ -1,0 +1,143 @@
+"""One process or many: who this process is, and the few things that ranks say to each other."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import TypeVar
+
+import torch
+import torch.distributed as dist
+
+from xvlm_data.errors import UserError
+
+T = TypeVar("T")
+
+#: Rank 0 evaluates and saves while the others wait in their next collective.
+_TIMEOUT = timedelta(hours=1)
+
+
+@dataclass(frozen=True)
+class World:
+    """This process's place among all processes of the run, and its device."""
+
+    rank: int
+    size: int
+    device: torch.device
+
+    @property
+    def is_main(self) -> bool:
+        """True on the one rank that writes files and talks to the console."""
+        return self.rank == 0
+
+
+def start(device: str = "auto") -> World:
+    """Join the processes that ``torchrun`` started; alone, just choose the device.
+
+    Args:
+        device: ``auto`` (a GPU when there is one), or a torch device such as ``cpu``, ``cuda:1``.
+
+    Raises:
+        UserError: the device does not exist here.
+    """
+    size = int(os.environ.get("WORLD_SIZE", "1"))
+    rank = int(os.environ.get("RANK", "0"))
+    local_rank = int(os.environ.get("LOCAL_RANK", "0"))
+    chosen = choose_device(device, local_rank)
+    if chosen.type == "cuda":
+        torch.cuda.set_device(chosen)
+    if size > 1:
+        # gloo carries the host-side messages (stop flags) on GPU runs too.
+        backend = "cpu:gloo,cuda:nccl" if chosen.type == "cuda" else "gloo"
+        dist.init_process_group(backend, timeout=_TIMEOUT)
+    return World(rank, size, chosen)
+
+
+def choose_device(name: str, local_rank: int = 0) -> torch.device:
+    """``auto`` is a GPU where there is one; ``cuda`` the one of this process.
+
+    Raises:
+        UserError: no such device.
+    """
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise UserError(f"device {name!r} is not a device", "use auto, cpu or cuda") from None
+    if device.type == "cuda":
+        index = local_rank if device.index is None else device.index
+        if index >= torch.cuda.device_count():
+            raise UserError(
+                f"GPU {index} asked for, {torch.cuda.device_count()} found",
+                "use the device cpu, or start fewer processes",
+            )
+        device = torch.device("cuda", index)
+    return device
+
+
+def finish() -> None:
+    """Leave the process group, when there is one."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def barrier() -> None:
+    """Wait for all ranks."""
+    if dist.is_initialized():
+        dist.barrier()
+
+
+def sum_over_ranks(values: torch.Tensor) -> torch.Tensor:
+    """The elementwise sum of ``values`` over all ranks (in place)."""
+    if dist.is_initialized():
+        dist.all_reduce(values)
+    return values
+
+
+def union_over_ranks(names: Iterable[str]) -> list[str]:
+    """All names that any rank has, sorted."""
+    if not dist.is_initialized():
+        return sorted(names)
+    everyone: list[list[str]] = [[] for _ in range(dist.get_world_size())]
+    dist.all_gather_object(everyone, list(names))
+    return sorted({name for theirs in everyone for name in theirs})
+
+
+def from_main(value: T) -> T:
+    """Rank 0's ``value`` on every rank."""
+    if not dist.is_initialized():
+        return value
+    box = [value]
+    dist.broadcast_object_list(box)
+    return box[0]
+
+
+class StopAgreement:
+    """Lets every rank stop after the same step, though a signal reaches them at different ones.
+
+    The flags of one step are exchanged while the next one computes, so nobody waits for the answer.
+    """
+
+    def __init__(self) -> None:
+        self._flag = torch.zeros(1, dtype=torch.int32)
+        self._pending: dist.Work | None = None
+
+    def stop_now(self, wanted: bool) -> bool:
+        """Tell the others whether this rank wants to stop; True when any of them did so before."""
+        if not dist.is_initialized():
+            return wanted
+        if self._pending is not None:
+            self._pending.wait()
+            if self._flag.item():
+                return True
+        self._flag.fill_(int(wanted))
+        self._pending = dist.all_reduce(self._flag, op=dist.ReduceOp.MAX, async_op=True)
+        return False
+
+    def finish(self) -> None:
+        """Wait for the exchange that is still on its way."""
+        if self._pending is not None:
+            self._pending.wait()
