@@ -14,6 +14,7 @@ from torch.nn.utils.rnn import pad_sequence
 from xvlm_train import measures
 from xvlm_train.data.evaluation import EvalItem
 from xvlm_train.data.tokenizer import Tokenizer
+from xvlm_train.model.text import VisionTokens
 from xvlm_train.model.xvlm import XVLM
 
 T = TypeVar("T")
@@ -53,7 +54,7 @@ class Evaluator:
                 captioned = [i for i, item in enumerate(group) if item.captions]
                 if captioned:
                     first = captions_of[-1] + 1 if captions_of else 0
-                    features["image"].append(self.model.image_features(tokens[captioned, 0]))
+                    features["image"].append(self.model.image_features(tokens.cls[captioned]))
                     texts = [text for i in captioned for text in group[i].captions]
                     features["text"].append(self._text_features(texts))
                     for n, i in enumerate(captioned):
@@ -89,8 +90,8 @@ class Evaluator:
                 found += boxes.split([len(item.phrases) for item in group])
         return found
 
-    def _vision_tokens(self, group: Sequence[EvalItem]) -> Tensor:
-        """[I, 1+N, C] of whole images."""
+    def _vision_tokens(self, group: Sequence[EvalItem]) -> VisionTokens:
+        """Of whole images."""
         device = self.model.temp.device
         patches = self.model.encode_image(torch.stack([item.image for item in group]).to(device))
         everywhere = torch.ones(patches.shape[0], 1 + patches.shape[1], device=device)
@@ -110,15 +111,14 @@ class Evaluator:
         parts = [self._encode(part)[0][:, 0] for part in _groups(texts, PHRASE_BATCH)]
         return self.model.text_features(torch.cat(parts))
 
-    def _boxes(self, group: Sequence[EvalItem], tokens: Tensor) -> Tensor:
+    def _boxes(self, group: Sequence[EvalItem], tokens: VisionTokens) -> Tensor:
         """[P, 4] predicted for all phrases of the group, each with its whole image."""
         pairs = [(i, phrase.text) for i, item in enumerate(group) for phrase in item.phrases]
-        found = [tokens.new_zeros(0, 4, dtype=torch.float32)]
+        found = [tokens.cls.new_zeros(0, 4, dtype=torch.float32)]
         for part in _groups(pairs, PHRASE_BATCH):
             states, mask = self._encode([text for _, text in part])
-            vision = tokens[torch.tensor([i for i, _ in part], device=tokens.device)]
-            everywhere = torch.ones(vision.shape[:2], device=tokens.device)
-            fused = self.model.fuse(states, mask, vision, everywhere)
+            images = torch.tensor([i for i, _ in part], device=tokens.cls.device)
+            fused = self.model.fuse(states, mask, tokens[images])
             found.append(self.model.predict_boxes(fused[:, 0]))
         return torch.cat(found)
 

@@ -150,18 +150,18 @@ def _compute(
         patches = model.encode_image(batch.images)
         vision = model.concept_tokens(patches, batch.image_index, batch.patch_mask)
         states = model.encode_text(batch.text_ids, batch.text_mask)
-        fused = model.fuse(states, batch.text_mask, vision, batch.patch_mask)
+        fused = model.fuse(states, batch.text_mask, vision)
         yield "text_embeds", states
         yield "cross_embeds", fused[:, : entry_of(expected, "cross_embeds", name).shape[1]]
         if batch.multi_grained:
-            yield "region_embeds_cls", vision[:, 0]
+            yield "region_embeds_cls", vision.cls
             yield "predicted_bbox", outputs.predicted_boxes
             every = Parity("exact", "batch", "nan", whole_image_boxes=True)
             all_rows = compute_losses(outputs, batch, config=every)
             yield "loss_bbox_all_rows", all_rows["box_l1"]
             yield "loss_giou_all_rows", all_rows["box_giou"]
         else:
-            yield "image_embeds", vision
+            yield "image_embeds", vision.dense()
         groups = entry_of(inputs, "idx", f"{name}_inputs")
         grouped = model(batch, negatives="argmax", groups=groups)
         idx_losses = compute_losses(grouped, batch, config=parity, groups=groups)

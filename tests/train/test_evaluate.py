@@ -133,7 +133,7 @@ def test_features_and_boxes_equal_one_item_at_a_time(
             everywhere = torch.ones(1, 1 + patches.shape[1])
             tokens = model.concept_tokens(patches, torch.zeros(1, dtype=torch.long), everywhere)
             if item.captions:
-                images.append(model.image_features(tokens[:, 0]))
+                images.append(model.image_features(tokens.cls))
             for text in [*item.captions, *(phrase.text for phrase in item.phrases)]:
                 ids = torch.from_numpy(evaluator.tokenizer.encode([text], 24)[0])[None]
                 states = model.encode_text(ids, torch.ones_like(ids))
@@ -141,7 +141,7 @@ def test_features_and_boxes_equal_one_item_at_a_time(
                     texts.append(model.text_features(states[:, 0]))
                     owners.append(len(images) - 1)
                 else:
-                    fused = model.fuse(states, torch.ones_like(ids), tokens, everywhere)
+                    fused = model.fuse(states, torch.ones_like(ids), tokens)
                     boxes.append(model.predict_boxes(fused[:, 0]))
             targets += [phrase.box for phrase in item.phrases]
     assert (values["images"], values["captions"]) == (9, len(texts)) == (9, 9)

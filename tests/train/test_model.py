@@ -37,11 +37,23 @@ def model() -> XVLM:
 def test_concept_tokens_are_the_masked_mean_and_all_patches(model: XVLM) -> None:
     patches = torch.randn(2, 4, 5)
     mask = torch.tensor([[1, 0, 1, 1, 0], [1, 1, 1, 1, 1]])
-    tokens = model.concept_tokens(patches, torch.tensor([1, 0]), mask)
+    tokens = model.concept_tokens(patches, torch.tensor([1, 0]), mask).dense()
     assert tokens.shape == (2, 5, 5)
     torch.testing.assert_close(tokens[0, 0], (patches[1, 1] + patches[1, 2]) / 2)
     torch.testing.assert_close(tokens[1, 0], patches[0].mean(0))
     assert torch.equal(tokens[0, 1:], patches[1])
+
+
+def test_texts_of_one_image_share_its_patches_without_a_difference(model: XVLM) -> None:
+    batch = random_batch(2, 4, 3)
+    states = model.encode_text(batch.text_ids, batch.text_mask)
+    patches = model.encode_image(batch.images)
+    shared = model.concept_tokens(patches, batch.image_index, batch.patch_mask)
+    own = model.concept_tokens(patches[batch.image_index], torch.arange(4), batch.patch_mask)
+    torch.testing.assert_close(shared.dense(), own.dense())
+    torch.testing.assert_close(
+        model.fuse(states, batch.text_mask, shared), model.fuse(states, batch.text_mask, own)
+    )
 
 
 def test_hidden_patches_and_padding_do_not_show(model: XVLM) -> None:
@@ -52,7 +64,7 @@ def test_hidden_patches_and_padding_do_not_show(model: XVLM) -> None:
     def fused(ids: Tensor, seen: Tensor) -> Tensor:
         vision = model.concept_tokens(seen, batch.image_index, batch.patch_mask)
         states = model.encode_text(ids, batch.text_mask)
-        return model.fuse(states, batch.text_mask, vision, batch.patch_mask)[:, :4]
+        return model.fuse(states, batch.text_mask, vision)[:, :4]
 
     reference = fused(batch.text_ids, patches)
     hidden = patches.clone()
@@ -95,12 +107,8 @@ def test_matching_rows_use_the_chosen_negatives(model: XVLM) -> None:
         assert image != row
         assert text != row
         for place, (i, t) in enumerate([(row, row), (image, row), (row, text)]):
-            pair = model.fuse(
-                states[t][None],
-                batch.text_mask[t][None],
-                vision[i][None],
-                batch.patch_mask[i][None],
-            )
+            one = vision[torch.tensor([i])]
+            pair = model.fuse(states[t][None], batch.text_mask[t][None], one)
             torch.testing.assert_close(
                 outputs.matching_states[4 * place + row], pair[0, 0], rtol=1e-4, atol=1e-5
             )
@@ -233,8 +241,6 @@ def test_any_backbone_becomes_row_major_patches(
     images = torch.randn(2, 3, size, size)
     patches = encoder(images)
     assert patches.shape == (2, grid * grid, encoder.width)
-    if encoder.pos_embed is not None:
-        patches = patches - encoder.pos_embed
     features = encoder.backbone.forward_features(images)
     row, column = grid - 1, 0
     wanted = {
@@ -242,6 +248,9 @@ def test_any_backbone_becomes_row_major_patches(
         "NHWC": lambda: features[:, row, column],
         "tokens": lambda: features[:, encoder.prefix_tokens + row * grid + column],
     }[layout]()
+    if encoder.pos_embed is not None:
+        placed = wanted + encoder.pos_embed[row * grid + column]
+        wanted = torch.nn.functional.layer_norm(placed, (encoder.width,))
     torch.testing.assert_close(patches[:, row * grid + column], wanted)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import signal
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, fields, replace
@@ -108,6 +109,8 @@ def _one_thread(worker: int) -> None:
     """One core a worker: the number of workers, not each library, decides how many are used."""
     import pyarrow as pa
 
+    # A terminal's Ctrl-C reaches the workers too, but the run still needs them to end in order.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     torch.set_num_threads(1)
     pa.set_cpu_count(1)
     os.environ["TOKENIZERS_PARALLELISM"] = "false"

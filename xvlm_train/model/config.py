@@ -23,7 +23,7 @@ class VisionConfig:
     drop_path: float = 0.1
     """Stochastic depth of the last block; 0 for backbones that have none."""
     position: Literal["auto", "none", "learned"] = "auto"
-    """Position embedding added to the patches; auto = learned for convolutional nets only."""
+    """Position embedding and LayerNorm after the backbone; auto = for convolutional nets only."""
 
 
 @dataclass

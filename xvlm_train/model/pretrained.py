@@ -43,7 +43,7 @@ def is_new_by_design(name: str) -> bool:
     return (
         name.startswith(_NEW_PARTS)
         or ".crossattention." in name
-        or name == "vision_encoder.pos_embed"
+        or name.startswith("vision_encoder.pos_")
     )
 
 

@@ -6,6 +6,8 @@ feed-forward, a cross-attention from the text to the vision tokens (paper, secti
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import partial
 
 import torch
@@ -13,6 +15,41 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from xvlm_train.model.config import TextConfig
+
+
+@dataclass(frozen=True, slots=True)
+class VisionTokens:
+    """Vision tokens [v_cls; v_1 … v_N] of R rows, whose patches belong to I <= R images.
+
+    What is computed of a patch is computed once an image, however many rows look at it.
+    """
+
+    patches: Tensor
+    """[I, N, C]."""
+    image_index: Tensor
+    """[R] int64: the image of each row."""
+    cls: Tensor
+    """[R, C]: v_cls of each row."""
+    mask: Tensor
+    """[R, 1+N]: the tokens that a text may attend to."""
+
+    def __getitem__(self, rows: Tensor) -> VisionTokens:
+        """Some rows, of the same images."""
+        return VisionTokens(self.patches, self.image_index[rows], self.cls[rows], self.mask[rows])
+
+    @classmethod
+    def cat(cls, parts: Sequence[VisionTokens]) -> VisionTokens:
+        """The rows of several, which share their images."""
+        return cls(
+            parts[0].patches,
+            torch.cat([part.image_index for part in parts]),
+            torch.cat([part.cls for part in parts]),
+            torch.cat([part.mask for part in parts]),
+        )
+
+    def dense(self) -> Tensor:
+        """[R, 1+N, C], patches repeated."""
+        return torch.cat([self.cls.unsqueeze(1), self.patches[self.image_index]], dim=1)
 
 
 class TextEncoder(nn.Module):
@@ -38,11 +75,11 @@ class TextEncoder(nn.Module):
             states = layer(states, visible)
         return states
 
-    def fuse(self, states: Tensor, mask: Tensor, vision: Tensor, vision_mask: Tensor) -> Tensor:
-        """Cross-modal states [B, L, D]; the text sees vision [B, V, C] where its mask is 1."""
-        visible, vision_visible = _visible(mask), _visible(vision_mask)
+    def fuse(self, states: Tensor, mask: Tensor, vision: VisionTokens) -> Tensor:
+        """Cross-modal states [R, L, D]; each text sees its row of vision where the mask is 1."""
+        visible = _visible(mask)
         for layer in self.bert.encoder.layer[self.fusion_layer :]:
-            states = layer(states, visible, vision, vision_visible)
+            states = layer(states, visible, vision)
         return states
 
     def token_logits(self, states: Tensor) -> Tensor:
@@ -81,18 +118,14 @@ class Layer(nn.Module):
         self.output = _Output(config.intermediate, config)
 
     def forward(
-        self,
-        states: Tensor,
-        visible: Tensor,
-        vision: Tensor | None = None,
-        vision_visible: Tensor | None = None,
+        self, states: Tensor, visible: Tensor, vision: VisionTokens | None = None
     ) -> Tensor:
-        """States [B, L, D] to states; ``visible`` masks are boolean, [B, 1, 1, keys]."""
+        """States [B, L, D] to states; ``visible`` is boolean, [B, 1, 1, L]."""
         states = self.attention(states, *self.attention.keys_values(states), visible)
         if self.crossattention is not None:
             assert vision is not None
-            keys, values = self.crossattention.keys_values(vision)
-            states = self.crossattention(states, keys, values, vision_visible)
+            keys, values = self.crossattention.shared_keys_values(vision)
+            states = self.crossattention(states, keys, values, _visible(vision.mask))
         return self.output(self.intermediate(states), states)
 
 
@@ -113,6 +146,16 @@ class Attention(nn.Module):
     def keys_values(self, context: Tensor) -> tuple[Tensor, Tensor]:
         """Keys and values, [B, heads, K, D/heads] each, of context [B, K, C]."""
         return self._split(self.self.key(context)), self._split(self.self.value(context))
+
+    def shared_keys_values(self, vision: VisionTokens) -> tuple[Tensor, Tensor]:
+        """Keys and values, [R, heads, 1+N, D/heads] each; patches are projected once an image."""
+        own = self.keys_values(vision.cls.unsqueeze(1))
+        shared = self.keys_values(vision.patches)
+        keys, values = (
+            torch.cat([cls, patches.index_select(0, vision.image_index)], dim=2)
+            for cls, patches in zip(own, shared, strict=True)
+        )
+        return keys, values
 
     def forward(
         self, states: Tensor, keys: Tensor, values: Tensor, visible: Tensor | None

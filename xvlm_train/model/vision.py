@@ -43,6 +43,8 @@ class VisionEncoder(nn.Module):
             self.pos_embed = nn.Parameter(
                 build_sincos2d_pos_embed(list(self.grid), self.width, interleave_sin_cos=True)
             )
+            # Without it, cross-attention from scratch finds no grip on a net's rectified outputs.
+            self.pos_norm = nn.LayerNorm(self.width)
 
     def forward(self, images: Tensor) -> Tensor:
         """Patches [I, N, C] of images [I, 3, R, R]."""
@@ -53,7 +55,7 @@ class VisionEncoder(nn.Module):
             features = features.flatten(1, 2)
         else:
             features = features[:, self.prefix_tokens :]
-        return features if self.pos_embed is None else features + self.pos_embed
+        return features if self.pos_embed is None else self.pos_norm(features + self.pos_embed)
 
     @torch.no_grad()
     def _probe(self) -> tuple[str, tuple[int, int]]:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from xvlm_train.data.batch import Batch
 from xvlm_train.model.config import ModelConfig
-from xvlm_train.model.text import TextEncoder
+from xvlm_train.model.text import TextEncoder, VisionTokens
 from xvlm_train.model.vision import VisionEncoder
 
 #: Range of the contrastive temperature.
@@ -83,27 +83,28 @@ class XVLM(nn.Module):
         """Patches [I, N, C] of images [I, 3, R, R], row by row from the top left."""
         return self.vision_encoder(images)
 
-    def concept_tokens(self, patches: Tensor, image_index: Tensor, patch_mask: Tensor) -> Tensor:
-        """Vision tokens [B, 1+N, C]: the mean of the masked patches, then all patches of the image.
+    def concept_tokens(
+        self, patches: Tensor, image_index: Tensor, patch_mask: Tensor
+    ) -> VisionTokens:
+        """Vision tokens of B concepts: the mean of the masked patches, and the image's patches.
 
         Args:
             patches: [I, N, C].
             image_index: [B] the image of each concept.
-            patch_mask: [B, 1+N], place 0 (v_cls) is not read.
+            patch_mask: [B, 1+N], place 0 (v_cls) is always visible.
         """
-        patches = patches.index_select(0, image_index)
         mask = patch_mask[:, 1:].to(patches.dtype)
-        total = torch.bmm(mask.unsqueeze(1), patches)
-        mean = total / mask.sum(1).clamp(min=1)[:, None, None]
-        return torch.cat([mean.to(patches.dtype), patches], dim=1)
+        total = torch.bmm(mask.unsqueeze(1), patches.index_select(0, image_index)).squeeze(1)
+        mean = total / mask.sum(1, keepdim=True).clamp(min=1)
+        return VisionTokens(patches, image_index, mean.to(patches.dtype), patch_mask)
 
     def encode_text(self, ids: Tensor, mask: Tensor) -> Tensor:
         """Text states [B, L, D]; mask [B, L] is 1 on tokens."""
         return self.text_encoder.encode(ids, mask)
 
-    def fuse(self, states: Tensor, mask: Tensor, vision: Tensor, vision_mask: Tensor) -> Tensor:
-        """Cross-modal states [B, L, D] of text states [B, L, D] and vision tokens [B, 1+N, C]."""
-        return self.text_encoder.fuse(states, mask, vision, vision_mask)
+    def fuse(self, states: Tensor, mask: Tensor, vision: VisionTokens) -> Tensor:
+        """Cross-modal states [B, L, D] of text states [B, L, D] and B rows of vision tokens."""
+        return self.text_encoder.fuse(states, mask, vision)
 
     def image_features(self, cls: Tensor) -> Tensor:
         """Contrastive features [B, E] of v_cls [B, C]."""
@@ -152,7 +153,7 @@ class XVLM(nn.Module):
         ).split(rows)
 
         temperature = self.clamped_temperature()
-        image_features = self.image_features(vision[:, 0])
+        image_features = self.image_features(vision.cls)
         text_features = self.text_features(states[:, 0])
         image_weights = negative_weights(text_features, image_features, temperature, groups)
         text_weights = negative_weights(image_features, text_features, temperature, groups)
@@ -162,19 +163,19 @@ class XVLM(nn.Module):
         # One cross-modal pass: pairs, (negative image, text), (image, negative text), masked text,
         # and in the multi-grained stream the text with the whole image, for the box.
         passes = [
-            (states, batch.text_mask, vision, batch.patch_mask),
-            (states, batch.text_mask, vision[images], batch.patch_mask[images]),
-            (states[texts], batch.text_mask[texts], vision, batch.patch_mask),
-            (masked_states, batch.text_mask, vision, batch.patch_mask),
+            (states, batch.text_mask, vision),
+            (states, batch.text_mask, vision[images]),
+            (states[texts], batch.text_mask[texts], vision),
+            (masked_states, batch.text_mask, vision),
         ]
         if batch.multi_grained:
             everywhere = torch.ones_like(batch.patch_mask)
             whole = self.concept_tokens(patches, batch.image_index, everywhere)
-            passes.append((states, batch.text_mask, whole, everywhere))
-        text, text_mask, tokens, token_mask = (
-            torch.cat(parts) for parts in zip(*passes, strict=True)
+            passes.append((states, batch.text_mask, whole))
+        text, text_mask, tokens = zip(*passes, strict=True)
+        fused = self.fuse(torch.cat(text), torch.cat(text_mask), VisionTokens.cat(tokens)).split(
+            rows
         )
-        fused = self.fuse(text, text_mask, tokens, token_mask).split(rows)
 
         pairs = torch.cat([part[:, 0] for part in fused[:3]])
         places = batch.masked_positions.unsqueeze(-1).expand(-1, -1, pairs.shape[-1])
