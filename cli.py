@@ -11,11 +11,11 @@ def main() -> None:
     if which == "data":
         from xvlm_data.commands import main as data_main
 
-        data_main(args)
+        data_main(args, prog_name="cli.py data")
     elif which == "train":
         from xvlm_train.commands import main as train_main
 
-        train_main(args)
+        train_main(args, prog_name="cli.py train")
     else:
         print("usage: python cli.py {data,train} COMMAND …   (--help on each)", file=sys.stderr)
         sys.exit(0 if which in ("-h", "--help") else 2)

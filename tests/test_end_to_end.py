@@ -71,14 +71,34 @@ def test_from_sample_to_pictures_with_the_default_folders(tmp_path: Path) -> Non
         succeed("xvlm_data", "inspect", folder, "--validate", "--decode", cwd=tmp_path)
         assert pq.read_table(folder / "manifest-00000.parquet").num_rows >= 10
     succeed(
-        "xvlm_data", "build", "--source", "vg", "--root", "raw/vg_val", "--split", "val",
-        "--out", "manifests/vg_val", cwd=tmp_path,
-    )  # fmt: skip
+        "xvlm_data",
+        "build",
+        "--source",
+        "vg",
+        "--root",
+        "raw/vg_val",
+        "--split",
+        "val",
+        "--out",
+        "manifests/vg_val",
+        cwd=tmp_path,
+    )
     manifests = [arg for name in SOURCES for arg in ("--manifest", f"manifests/{name}")]
     succeed(
-        "xvlm_train", "pretrain", *manifests, "--val-manifest", "manifests/vg_val",
-        "--preset", "tiny", "--out", "run", "--steps", 3, *SMALL, cwd=tmp_path,
-    )  # fmt: skip
+        "xvlm_train",
+        "pretrain",
+        *manifests,
+        "--val-manifest",
+        "manifests/vg_val",
+        "--preset",
+        "tiny",
+        "--out",
+        "run",
+        "--steps",
+        3,
+        *SMALL,
+        cwd=tmp_path,
+    )
     found = losses(tmp_path / "run")
     for name in LOSSES:
         assert all(math.isfinite(value) for value in found[f"multi_grained/{name}"])
@@ -96,7 +116,7 @@ def test_from_sample_to_pictures_with_the_default_folders(tmp_path: Path) -> Non
             2,
             "pictures",
             cwd=tmp_path,
-        )  # fmt: skip
+        )
     )
     assert 0 <= result["grounding_accuracy"] <= 1
     assert result["grounding_chance_constant"] > 0
@@ -113,9 +133,18 @@ def test_twenty_steps_on_the_real_coco_and_vg_excerpts(tmp_path: Path) -> None:
         succeed("xvlm_data", "build", "--source", source, "--root", root, "--out", out)
         manifests += ["--manifest", out]
     succeed(
-        "xvlm_train", "pretrain", *manifests, "--preset", "tiny", "--out", tmp_path / "run",
-        "--steps", 20, *SMALL, "--set=train.iter_perc=1.0",
-    )  # fmt: skip
+        "xvlm_train",
+        "pretrain",
+        *manifests,
+        "--preset",
+        "tiny",
+        "--out",
+        tmp_path / "run",
+        "--steps",
+        20,
+        *SMALL,
+        "--set=train.iter_perc=1.0",
+    )
     found = losses(tmp_path / "run")
     for name in LOSSES:
         values = found[f"multi_grained/{name}"]
@@ -171,7 +200,7 @@ def test_the_checkouts_own_command_line() -> None:
             [sys.executable, cli, package, "--help"], capture_output=True, text=True
         )
         assert done.returncode == 0, done.stderr
-        assert f"xvlm-{package}" in done.stdout
+        assert f"cli.py {package}" in done.stdout
     assert subprocess.run([sys.executable, cli, "nope"], capture_output=True).returncode == 2
 
 

@@ -2,4 +2,5 @@
 
 from xvlm_data.commands import main
 
-main()
+if __name__ == "__main__":
+    main(prog_name="xvlm-data")

@@ -100,7 +100,7 @@ def build_command(
     as_json: bool,
     **same: Any,
 ) -> None:
-    r"""Turn an official raw release into a manifest.
+    """Turn an official raw release into a manifest.
 
     The release is read from raw/SOURCE and the manifest written to manifests/SOURCE, with
     manifest.json (counts, options) and rejects.parquet (what did not make it, and why).

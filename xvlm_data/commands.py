@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from xvlm_data import __version__
-from xvlm_data.lazy_group import lazy_group
+from xvlm_data.command_group import command_group
 
-cli = lazy_group(
+main = command_group(
     "xvlm-data",
     help="""Turn official vision-language releases into one Parquet manifest.
 
@@ -21,19 +21,17 @@ cli = lazy_group(
     """,
     version=__version__,
     commands={
-        "sample": "xvlm_data.sample.command:sample_command",
-        "build": "xvlm_data.build_command:build_command",
-        "inspect": "xvlm_data.inspect.command:inspect_command",
+        "sample": (
+            "xvlm_data.sample.command:sample_command",
+            "Write miniature releases in their official raw layouts.",
+        ),
+        "build": (
+            "xvlm_data.build_command:build_command",
+            "Turn an official raw release into a manifest.",
+        ),
+        "inspect": (
+            "xvlm_data.inspect.command:inspect_command",
+            "Show what a manifest holds; check it; draw it.",
+        ),
     },
 )
-
-
-def main(args: list[str] | None = None) -> None:
-    """Entry point; ends the process."""
-    from xvlm_data.console import run
-
-    run(cli, "xvlm-data", args)
-
-
-if __name__ == "__main__":
-    main()

@@ -1,15 +1,10 @@
-"""How our commands talk to a person: one-line errors, progress bars, tables."""
+"""How our commands talk to a person: progress bars and tables."""
 
 from __future__ import annotations
 
-import errno
-import os
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, NoReturn
 
-import click
 from rich.console import Console
 from rich.progress import (
     BarColumn,
@@ -25,8 +20,6 @@ from rich.progress import (
     TransferSpeedColumn,
 )
 from rich.text import Text
-
-from xvlm_data.errors import UserError
 
 #: Progress and notes go to standard error, so that standard output holds the answer alone.
 stderr = Console(stderr=True, highlight=False)
@@ -74,39 +67,3 @@ class BuildProgress:
         with Progress(*shown, console=self._console, disable=self._off) as progress:
             task = progress.add_task(name, total=total, unit=unit)
             yield lambda count: progress.update(task, advance=count)
-
-
-def run(command: click.Command, name: str, args: list[str] | None = None) -> NoReturn:
-    """Run a command line; whatever goes wrong ends in one line and a non-zero status."""
-    try:
-        status = command.main(args=args, prog_name=name, standalone_mode=False)
-        sys.exit(status if isinstance(status, int) else 0)
-    except click.exceptions.Abort:
-        _end("interrupted", 130)
-    except click.ClickException as error:
-        error.show()
-        sys.exit(error.exit_code)
-    except KeyboardInterrupt:
-        _end("interrupted", 130)
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(141)
-    except UserError as error:
-        _end(str(error), 2)
-    except OSError as error:
-        _end(_explained(error), 2)
-
-
-def _explained(error: OSError) -> str:
-    what = f"{error.filename}: {error.strerror}" if error.filename else str(error)
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return f"{what}; free some space and run the same command again"
-    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
-        return f"{what}; check its permissions"
-    return what
-
-
-def _end(message: str, status: int) -> NoReturn:
-    line: Any = " ".join(message.split("\n"))
-    click.echo(f"error: {line}", err=True)
-    sys.exit(status)

@@ -40,7 +40,7 @@ def evaluate_command(
     \b
     xvlm-train evaluate runs/first --manifest manifests/coco_val
     xvlm-train evaluate runs/first --manifest manifests/vg_val --pictures 20 pictures
-    """  # noqa: D301
+    """
     from xvlm_data.manifest import open_manifest
     from xvlm_train.data.evaluation import EvalSet
     from xvlm_train.engine.distributed import choose_device

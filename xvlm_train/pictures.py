@@ -132,7 +132,7 @@ def curves_command(run: Path, out: Path) -> None:
 
     \b
     xvlm-train curves runs/first curves.png
-    """  # noqa: D301
+    """
     from xvlm_train.engine.metrics import read_metrics
 
     if out.suffix.lower() != ".png":

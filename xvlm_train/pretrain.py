@@ -80,7 +80,7 @@ def pretrain_command(
         --out runs/base --set optim.lr=2e-4
     xvlm-train pretrain --resume runs/first
     torchrun --nproc_per_node 8 -m xvlm_train pretrain --preset base …
-    """  # noqa: D301
+    """
     settings = [*overrides, *([f"train.steps={steps}"] if steps is not None else [])]
     official = parity == "official"
     if print_config:

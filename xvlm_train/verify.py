@@ -309,7 +309,7 @@ def verify_command(folder: Path, as_json: bool, show_all: bool) -> None:
     \b
     xvlm-train verify parity/tiny_seed0
     xvlm-train verify parity/tiny_seed0 --json | jq .ok
-    """  # noqa: D301 - click wants the character
+    """
     checks = verify(folder)
     ok = all(check.ok for check in checks)
     if as_json:

@@ -103,6 +103,19 @@ def test_every_concept_and_caption_has_its_chance(tmp_path: Path) -> None:
     assert {s.texts[0] for s in drawn} == {"thing three", "thing four", "thing five"}
 
 
+def test_the_share_of_images_shown_whole_is_a_setting(tmp_path: Path) -> None:
+    concepts = [concept("a thing", (0.5, 0.5, 0.25, 0.25), "region")]
+
+    def whole(share: float) -> float:
+        config = replace(CONFIG, concept_crop=share, flip=0)
+        drawn = samples(tmp_path, concepts, config, 200)
+        return sum(s.boxes[0].tolist() == [0.5, 0.5, 0.25, 0.25] for s in drawn) / 200
+
+    assert whole(0.0) == 1
+    assert 0.35 < whole(0.5) < 0.65
+    assert whole(1.0) < 0.05
+
+
 def test_an_object_is_called_by_its_name_and_one_of_its_attributes(tmp_path: Path) -> None:
     box = (0.5, 0.5, 0.4, 0.4)
     concepts = [

@@ -60,7 +60,7 @@ def inspect_command(
     top: int,
     image_root: str | None,
 ) -> None:
-    r"""Show what a manifest holds; check it; draw it.
+    """Show what a manifest holds; check it; draw it.
 
     MANIFEST is a .parquet file, a folder with manifest.json, a glob (quoted), or a URL; several
     are looked at as one.

@@ -67,7 +67,7 @@ def sample_command(
       xvlm-data sample
       xvlm-data sample --out raw --images 2000 --seed 1
       xvlm-data sample --source coco --source vg
-    """  # noqa: D301 (click's mark for "keep these lines")
+    """
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
     from rich.table import Table

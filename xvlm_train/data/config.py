@@ -39,6 +39,9 @@ class DataConfig:
     flip_guard: bool = True
     #: Smallest share of an image's area a random crop keeps (image-text stream).
     min_crop_scale: float = 0.2
+    #: Share of multi-grained images that are cropped around a concept, as the original does with
+    #: all of them; the rest are shown whole, as they are in evaluation.
+    concept_crop: float = 1.0
     #: RandAugment: operations an image (0 turns it off), their strength out of 10, and the chance
     #: that a drawn operation is carried out (the released code uses one half).
     randaugment_n: int = 2
@@ -76,7 +79,7 @@ class DataConfig:
         for name, least in at_least.items():
             if getattr(self, name) < least:
                 raise UserError(f"data.{name} is {getattr(self, name)}", f"at least {least}")
-        for name in ("mask_prob", "flip", "randaugment_prob"):
+        for name in ("mask_prob", "flip", "concept_crop", "randaugment_prob"):
             if not 0 <= getattr(self, name) <= 1:
                 raise UserError(f"data.{name} is {getattr(self, name)}", "give 0 to 1")
         if not 0 < self.min_crop_scale <= 1:

@@ -108,7 +108,9 @@ def multi_grained_sample(row: Row, config: DataConfig, rng: np.random.Generator)
     corners = corners * np.array([width, height, width, height], dtype=np.float64)
 
     target = int(rng.integers(len(texts)))
-    crop = crop_around(rng, corners[target], width, height)
+    crop: Crop = (0, 0, width, height)
+    if rng.random() < config.concept_crop:
+        crop = crop_around(rng, corners[target], width, height)
     corners, visible = crop_boxes(corners, crop)
     visible[target] = True
     crop_width, crop_height = crop[2] - crop[0], crop[3] - crop[1]
