@@ -3,8 +3,6 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 DEMO ?= demo
-IMAGES ?= 400
-STEPS ?= 0
 
 .PHONY: install lint type test demo clean help
 

@@ -15,8 +15,8 @@ from xvlm_data.errors import UserError
 
 #: What to do about failures of the operating system, by error number.
 _ADVICE = {
-    errno.ENOSPC: "free some space and run the same command again",
-    errno.EDQUOT: "free some space and run the same command again",
+    errno.ENOSPC: "free some space and run it again; a training run goes on with --resume",
+    errno.EDQUOT: "free some space and run it again; a training run goes on with --resume",
     errno.EACCES: "check its permissions, or choose another place",
     errno.EPERM: "check its permissions, or choose another place",
     errno.EROFS: "choose a place that can be written to",

@@ -332,10 +332,20 @@ def precision_for(wanted: str, device: torch.device) -> Precision:
 
 
 def _open_all(inputs: Inputs) -> dict[str, list[Manifest]]:
-    """The manifests of each stream, and the held-out ones."""
+    """The manifests of each stream, and the held-out ones.
+
+    Raises:
+        UserError: one of them is missing, damaged or empty.
+    """
 
     def opened(specs: Sequence[str]) -> list[Manifest]:
-        return [open_manifest(spec, image_root=inputs.image_root) for spec in specs]
+        manifests = [open_manifest(spec, image_root=inputs.image_root) for spec in specs]
+        for spec, manifest in zip(specs, manifests, strict=True):
+            if not len(manifest):
+                raise UserError(
+                    f"{spec}: the manifest is empty", "see its rejects.parquet, or leave it out"
+                )
+        return manifests
 
     return {
         IMAGE_TEXT: opened(inputs.image_text or inputs.shared),

@@ -19,6 +19,7 @@ from xvlm_train.model.xvlm import XVLM
 from xvlm_train.pictures import draw_curves, draw_grounding
 
 SHRUNK = [
+    "model.vision.name=swin_tiny_patch4_window7_224",
     "model.vision.image_size=32",
     "data.image_size=32",
     "model.vision.kwargs={embed_dim: 8, depths: [1, 1], num_heads: [1, 2], window_size: 4}",

@@ -18,7 +18,7 @@ RELATIONS = ("left of", "right of", "above", "below", "larger than", "smaller th
 
 # Sides relative to sqrt(width * height). The gap between small and large makes the size word of
 # every object certain: the smallest large one has twice the area of the largest small one.
-_SIDES = {SMALL: (0.19, 0.26), LARGE: (0.38, 0.52)}
+_SIDES = {SMALL: (0.22, 0.29), LARGE: (0.42, 0.56)}
 _TINY = (0.06, 0.09)  # less than 1 % of the image: what the paper's filter drops
 
 MARGIN = 0.15  # of the image's width or height, between the centres of "left of", "above", ...
@@ -154,7 +154,7 @@ def make_scene(key: SceneKey) -> Scene:
 
     taken: list[Box] = []
     things: list[Thing] = []
-    wanted = rng.choices((2, 3, 4, 5), (0.2, 0.35, 0.3, 0.15))[0]
+    wanted = rng.choices((2, 3, 4, 5), (0.22, 0.38, 0.27, 0.13))[0]
     # Two things always fit, so the loop ends.
     while len(things) < wanted:
         shape, colour = _looks(rng, things)

@@ -34,6 +34,11 @@ class VisionEncoder(nn.Module):
         self.prefix_tokens: int = getattr(backbone, "num_prefix_tokens", 0)
         self.width: int = backbone.num_features
         self.layout, self.grid = self._probe()
+        # Convolutions are faster with channels last, on CPUs by half and more.
+        self.memory_format = (
+            torch.channels_last if self.layout == "NCHW" else torch.contiguous_format
+        )
+        backbone.to(memory_format=self.memory_format)
         learned = config.position == "learned" or (
             config.position == "auto" and self.layout == "NCHW"
         )
@@ -48,6 +53,7 @@ class VisionEncoder(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Patches [I, N, C] of images [I, 3, R, R]."""
+        images = images.contiguous(memory_format=self.memory_format)
         features = self.backbone.forward_features(images)
         if self.layout == "NCHW":
             features = features.flatten(2).transpose(1, 2)
