@@ -126,7 +126,7 @@ def test_what_is_left_out_is_told() -> None:
     assert (found == ImageColor.getrgb(COLOURS["object"])).all(axis=2).any()
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(st.text(max_size=300), st.sampled_from([(1, 1), (3, 900), (640, 5)]))
 def test_any_text_on_any_shape_can_be_drawn(text: str, size: tuple[int, int]) -> None:
     concepts = [concept(text, "image"), concept(text, "region"), concept(None, "object")]

@@ -61,7 +61,7 @@ def binned(values: list[float], edges: tuple[float, ...]) -> list[int]:
     return counts
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=60, suppress_health_check=list(HealthCheck))
 @given(st.lists(ROWS, max_size=8), st.integers(1, 5))
 def test_update_agrees_with_a_plain_count(rows: list[dict[str, Any]], batch_rows: int) -> None:
     loose = pa.schema([field.with_nullable(True) for field in manifest_schema(INFO)])
@@ -137,7 +137,7 @@ def test_histogram_bins_are_half_open() -> None:
     assert weighted.mean == pytest.approx(11 / 7)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(st.lists(st.lists(st.integers(0, 40), max_size=40), min_size=1, max_size=8))
 def test_frequencies_are_low_by_at_most_the_stated_error(batches: list[list[int]]) -> None:
     exact: Counter[str] = Counter()

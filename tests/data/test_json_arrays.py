@@ -32,7 +32,7 @@ def collect(path: Path, wanted: dict[str, Any], chunk: int = 1 << 20) -> dict[st
     return found
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(
     items=st.lists(VALUES, max_size=6),
     texts=st.lists(NASTY, max_size=6),

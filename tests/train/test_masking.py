@@ -30,7 +30,7 @@ def words_of(ids: np.ndarray) -> list[set[int]]:
     return words
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(
     lengths=st.lists(st.integers(1, 5), min_size=0, max_size=30),
     max_masks=st.integers(1, 10),

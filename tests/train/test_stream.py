@@ -68,7 +68,7 @@ def ids(found: Iterable[Batch]) -> list[str]:
 # Order
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     counts=st.lists(st.integers(0, 9), min_size=1, max_size=12).filter(any),
     pool=st.integers(1, 5),

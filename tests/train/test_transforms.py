@@ -47,7 +47,7 @@ def scenes(draw: st.DrawFn) -> tuple[int, int, tuple[int, int, int, int]]:
     return width, height, (x0, y0, x1, y1)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(scene=scenes(), flip=st.booleans(), seed=st.integers(0, 2**32))
 def test_the_box_moves_with_its_pixels(
     scene: tuple[int, int, tuple[int, int, int, int]], flip: bool, seed: int
@@ -68,7 +68,7 @@ def test_the_box_moves_with_its_pixels(
     assert found(image) == pytest.approx(expected, abs=slack)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(scene=scenes(), seed=st.integers(0, 2**32), shift=st.floats(-0.4, 0.4))
 def test_the_crop_holds_the_whole_box_and_lies_in_the_image(
     scene: tuple[int, int, tuple[int, int, int, int]], seed: int, shift: float
@@ -119,7 +119,7 @@ def test_model_boxes_of_a_known_case() -> None:
     assert box.tolist() == [[10, 20, 30, 40]]
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(
     width=st.integers(1, 400),
     height=st.integers(1, 400),
@@ -154,7 +154,7 @@ def rows_and_columns(low: Fraction, high: Fraction, count: int) -> range:
     return range(first, min(max(math.ceil(high), first + 1), count))
 
 
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=500)
 @given(
     grid=st.tuples(st.integers(1, 24), st.integers(1, 24)),
     patch=st.sampled_from([8, 16, 32]),

@@ -1,0 +1,11 @@
+"""Settings for all tests."""
+
+from __future__ import annotations
+
+import os
+
+from hypothesis import settings
+
+# Shared machines are slow at times, and a failure in CI has to fail again when it is run again.
+settings.register_profile("xvlm", deadline=None, derandomize="CI" in os.environ)
+settings.load_profile("xvlm")
