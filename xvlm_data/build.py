@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 
 from xvlm_data import __version__
 from xvlm_data.errors import UserError
-from xvlm_data.group import Grouped, blocks, group
+from xvlm_data.group import Grouped, blocks, group, view_records
 from xvlm_data.images.check import ImageChecker
 from xvlm_data.images.decode import Limits
 from xvlm_data.raw.files import check_root
@@ -263,9 +263,9 @@ def _raw_counts(records: Records, grouped: Grouped) -> dict[str, int]:
         for pair in pc.value_counts(batch["kind"]).to_pylist():
             counts[KINDS[pair["values"]]] += pair["counts"]
     with duckdb.connect(":memory:") as db:
+        view_records(db, records)
         distinct, nameless = db.execute(
-            "SELECT count(DISTINCT key), count(*) FILTER (key IS NULL) FROM read_parquet($1)",
-            [str(records.paths["images"])],
+            "SELECT count(DISTINCT key), count(*) FILTER (key IS NULL) FROM images"
         ).fetchone() or (0, 0)
     repeated = pq.read_metadata(grouped.duplicates_path).num_rows
     return counts | {"image": int(distinct) + int(nameless) + repeated}
@@ -304,7 +304,7 @@ def _explained(error: Exception, out: Path) -> Exception:
         )
     if isinstance(error, duckdb.OutOfMemoryException):
         return UserError(f"{out}: the sort needs more memory ({text})", "raise --memory")
-    if isinstance(error, OSError | duckdb.IOException):
+    if isinstance(error, OSError | duckdb.Error):
         return UserError(f"{out}: {text}", "nothing was written; run the same command again")
     return error
 

@@ -7,6 +7,7 @@ threads.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -75,7 +76,7 @@ def group(
         db.execute("SET temp_directory = $1", [str(folder / "spill")])
         db.execute("SET threads = $1", [max(threads, 1)])
         db.execute("SET preserve_insertion_order = true")
-        _views(db, records)
+        view_records(db, records)
         # The same image in several files (COCO lists it for instances and for captions) is one.
         repeats = "false" if merge_images else "times_in_part > 1"
         db.execute("""
@@ -97,8 +98,8 @@ def group(
             grouped.duplicates_path,
         )
         db.execute(
-            f"CREATE VIEW sorted_images AS SELECT ordinal, key FROM {_quoted(grouped.images_path)}"
-            " WHERE key IS NOT NULL"
+            "CREATE VIEW sorted_images AS SELECT ordinal, key"
+            f" FROM read_parquet({_pattern(grouped.images_path)}) WHERE key IS NOT NULL"
         )
         _copy(
             db,
@@ -155,14 +156,20 @@ class _Cursor:
         return table.slice(0, cut)
 
 
-def _views(db: duckdb.DuckDBPyConnection, records: Records) -> None:
+def view_records(db: duckdb.DuckDBPyConnection, records: Records) -> None:
+    """Make the record tables readable under their names."""
     for name, path in records.paths.items():
-        db.execute(f"CREATE VIEW {name} AS SELECT * FROM read_parquet({_quoted(path)})")
+        db.execute(f"CREATE VIEW {name} AS SELECT * FROM read_parquet({_pattern(path)})")
 
 
 def _copy(db: duckdb.DuckDBPyConnection, query: str, path: Path) -> None:
     db.execute(f"COPY ({query}) TO {_quoted(path)} (FORMAT parquet, COMPRESSION zstd)")
 
 
-def _quoted(path: Path) -> str:
+def _quoted(path: Path | str) -> str:
     return "'" + str(path).replace("'", "''") + "'"
+
+
+def _pattern(path: Path) -> str:
+    """A path to read from, where DuckDB would take brackets and stars for a pattern."""
+    return _quoted(re.sub(r"([*?\[])", r"[\1]", str(path)))

@@ -21,7 +21,7 @@ import numpy.typing as npt
 
 from xvlm_data.errors import UserError
 from xvlm_data.raw.files import open_raw
-from xvlm_data.raw.json_arrays import read_arrays
+from xvlm_data.raw.json_arrays import Int64, read_arrays
 
 Ids = npt.NDArray[np.int64]
 
@@ -96,11 +96,11 @@ def _read(file: Path) -> tuple[list[int], list[int]]:
 class _Split(msgspec.Struct, gc=False):
     split: str
     filename: str
-    cocoid: int | None = None
+    cocoid: Int64 | None = None
 
 
 class _Id(msgspec.Struct, gc=False):
-    id: int
+    id: Int64
 
 
 def _karpathy_ids(file: Path) -> tuple[list[int], list[int]]:

@@ -142,7 +142,7 @@ def _resolve(spec: str) -> tuple[list[str], dict[str, Any] | None]:
         fs, path = fsspec.core.url_to_fs(spec)
     except (ValueError, ImportError) as error:
         raise ManifestError(f"{spec}: {error}", "give a path or an fsspec URL") from error
-    if any(mark in path for mark in "*?["):
+    if any(mark in path for mark in "*?[") and not fs.exists(path):
         paths = [p for p in sorted(fs.glob(path)) if not p.endswith(REJECTS_NAME)]
         if not paths:
             raise ManifestError(f"{spec}: no file matches", "check the pattern (quote it)")

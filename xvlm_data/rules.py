@@ -103,7 +103,8 @@ def judge(
     reasons = np.where(is_none(reasons), problems, reasons)
     if not rules.keep_crowd:
         mark(annotations["crowd"].fill_null(False).to_numpy(zero_copy_only=False), "crowd")
-    cut = clip_xywh(pixels, sizes)
+    with np.errstate(over="ignore"):  # the corner of a huge box is infinite, and is cut off
+        cut = clip_xywh(pixels, sizes)
     mark(is_box & (cut[:, 2:] <= 0).any(axis=1), "box_outside")
     boxes = normalise_xywh(cut, sizes)
     mark(is_box & (boxes[:, 2:] <= 0).any(axis=1), "box_empty")  # gone in float32

@@ -68,6 +68,8 @@ class ImageChecker:
             return self._check(record)
         except ImageError as error:
             return Checked(problem=error.reason, detail=error.what)
+        except (OSError, ValueError) as error:  # a name that the file system refuses
+            return Checked(problem="missing_image", detail=f"{record.paths[0][:200]!r}: {error}")
         except MemoryError:
             return Checked(problem="too_many_pixels", detail="does not fit in memory")
 

@@ -12,7 +12,7 @@ import json
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, BinaryIO, Generic, NoReturn, TypeVar
+from typing import Annotated, Any, BinaryIO, Generic, NoReturn, TypeVar
 
 import msgspec
 import numpy as np
@@ -22,6 +22,9 @@ from xvlm_data.errors import UserError
 from xvlm_data.raw.files import open_raw
 
 T = TypeVar("T")
+
+#: An integer that a column can hold; anything larger is a malformed element.
+Int64 = Annotated[int, msgspec.Meta(ge=-(2**63), le=2**63 - 1)]
 
 CHUNK = 16 << 20
 #: No element of any release comes near this; a larger one is a damaged or hostile file.
@@ -324,6 +327,7 @@ def _decode_one(text: bytes, kind: Any) -> Any:
         # Python's own writer emits NaN and Infinity, which JSON forbids; the box rules name them.
         try:
             value = json.loads(text)
+            json.dumps(value, ensure_ascii=False).encode()  # lone surrogates are no text
         except ValueError:
             raise ValueError(str(strict)) from strict
         return msgspec.convert(value, kind)

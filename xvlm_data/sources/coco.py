@@ -17,6 +17,7 @@ import numpy as np
 from xvlm_data.errors import UserError
 from xvlm_data.leaks import evaluation_ids, exclude_ids
 from xvlm_data.raw.files import check_root, find_optional
+from xvlm_data.raw.json_arrays import Int64
 from xvlm_data.records import CAPTION, Records
 from xvlm_data.sources.base import Request
 from xvlm_data.sources.coco_json import (
@@ -40,11 +41,11 @@ YEARS = ("2017", "2014")
 
 class _Sentence(msgspec.Struct, gc=False):
     raw: str
-    sentid: int | None = None
+    sentid: Int64 | None = None
 
 
 class _KarpathyImage(msgspec.Struct, gc=False):
-    cocoid: int
+    cocoid: Int64
     split: str
     filename: str
     filepath: str = ""

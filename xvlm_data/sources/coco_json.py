@@ -10,6 +10,7 @@ import msgspec
 import numpy as np
 import pyarrow as pa
 
+from xvlm_data.raw.json_arrays import Int64
 from xvlm_data.records import CAPTION, OBJECT, Records
 from xvlm_data.sources.base import Request
 from xvlm_data.text import category_text
@@ -18,7 +19,7 @@ from xvlm_data.text import category_text
 class Image(msgspec.Struct, gc=False):
     """An element of ``images``."""
 
-    id: int
+    id: Int64
     file_name: str
     width: int
     height: int
@@ -27,19 +28,19 @@ class Image(msgspec.Struct, gc=False):
 class Box(msgspec.Struct, gc=False):
     """An element of ``annotations`` of an instances file; polygons are not decoded."""
 
-    image_id: int
+    image_id: Int64
     bbox: tuple[float, float, float, float]
     category_id: int
-    id: int | None = None
+    id: Int64 | None = None
     iscrowd: int = 0
 
 
 class Caption(msgspec.Struct, gc=False):
     """An element of ``annotations`` of a captions file."""
 
-    image_id: int
+    image_id: Int64
     caption: str
-    id: int | None = None
+    id: Int64 | None = None
 
 
 class Category(msgspec.Struct):

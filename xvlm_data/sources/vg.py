@@ -18,6 +18,7 @@ import numpy as np
 from xvlm_data.errors import UserError
 from xvlm_data.leaks import evaluation_ids, usual_evaluation_files
 from xvlm_data.raw.files import find_file, find_optional
+from xvlm_data.raw.json_arrays import Int64
 from xvlm_data.records import OBJECT, REGION, Records
 from xvlm_data.sources.base import Request
 
@@ -26,10 +27,10 @@ class _Image(msgspec.Struct, gc=False):
     width: int
     height: int
     url: str
-    image_id: int | None = None
-    id: int | None = None
-    coco_id: int | None = None
-    flickr_id: int | None = None
+    image_id: Int64 | None = None
+    id: Int64 | None = None
+    coco_id: Int64 | None = None
+    flickr_id: Int64 | None = None
 
 
 class _Region(msgspec.Struct, gc=False):
@@ -38,8 +39,8 @@ class _Region(msgspec.Struct, gc=False):
     width: float
     height: float
     phrase: str
-    region_id: int | None = None
-    id: int | None = None
+    region_id: Int64 | None = None
+    id: Int64 | None = None
 
 
 class _Object(msgspec.Struct, gc=False):
@@ -52,9 +53,9 @@ class _Object(msgspec.Struct, gc=False):
     names: list[str] = []
     object_names: list[str] = []
     attributes: list[str] | None = None
-    object_id: int | None = None
-    id: int | None = None
-    merged_object_ids: list[int] = []
+    object_id: Int64 | None = None
+    id: Int64 | None = None
+    merged_object_ids: list[Int64] = []
 
     @property
     def number(self) -> int | None:
@@ -66,8 +67,8 @@ class _Object(msgspec.Struct, gc=False):
 
 
 class _Owner(msgspec.Struct, gc=False):
-    image_id: int | None = None
-    id: int | None = None
+    image_id: Int64 | None = None
+    id: Int64 | None = None
 
 
 class _Regions(_Owner, gc=False):
