@@ -15,10 +15,14 @@ from xvlm_data.sources import SOURCES
 @click.command("build")
 @click.option("--source", required=True, help=f"Which release: {', '.join(SOURCES)}.")
 @click.option(
-    "--root", type=click.Path(path_type=Path), help="Folder of the raw release [raw/SOURCE]."
+    "--root",
+    type=click.Path(path_type=Path, readable=False),
+    help="Folder of the raw release [raw/SOURCE].",
 )
 @click.option(
-    "--out", type=click.Path(path_type=Path), help="Folder of the manifest [manifests/SOURCE]."
+    "--out",
+    type=click.Path(path_type=Path, readable=False),
+    help="Folder of the manifest [manifests/SOURCE].",
 )
 @click.option("--split", default="train", show_default=True, help="Which part of the release.")
 @click.option(
@@ -54,7 +58,7 @@ from xvlm_data.sources import SOURCES
 @click.option(
     "--exclude",
     multiple=True,
-    type=click.Path(path_type=Path),
+    type=click.Path(path_type=Path, readable=False),
     help="Evaluation file whose images are left out; repeatable. "
     "For vg, those in sibling folders are found by themselves.",
 )

@@ -19,10 +19,22 @@ if TYPE_CHECKING:
 _COLOURS = ("#e6194b", "#0082c8", "#f58231", "#911eb4")
 
 
+def _spread(items: Iterable[EvalItem], count: int) -> list[EvalItem]:
+    """At most ``count`` of the items, evenly spread, holding no more than twice as many."""
+    kept: list[EvalItem] = []
+    stride = 1
+    for number, item in enumerate(items):
+        if number % stride == 0:
+            kept.append(item)
+        if len(kept) > 2 * count:
+            kept, stride = kept[::2], 2 * stride
+    return [kept[i * len(kept) // count] for i in range(count)] if len(kept) > count else kept
+
+
 def draw_grounding(
     evaluator: Evaluator, items: Iterable[EvalItem], count: int, folder: Path
 ) -> list[Path]:
-    """PNGs of the first ``count`` images with phrases: true box solid, predicted box dashed.
+    """PNGs of ``count`` images with phrases, evenly spread: true box solid, predicted box dashed.
 
     Raises:
         UserError: no image has a phrase to ground.
@@ -34,12 +46,7 @@ def draw_grounding(
 
     from xvlm_train.measures import iou
 
-    chosen: list[EvalItem] = []
-    for item in items:
-        if item.phrases:
-            chosen.append(item)
-        if len(chosen) == count:
-            break
+    chosen = _spread((item for item in items if item.phrases), count)
     if not chosen:
         raise UserError("no image has a phrase to draw", "give a manifest with regions or objects")
     folder.mkdir(parents=True, exist_ok=True)

@@ -47,7 +47,7 @@ def mutate(value: Any, rng: random.Random) -> Any:
         if rng.random() < 0.05:
             value.append(copy.deepcopy(value[index]))
         return value
-    return rng.choice(JUNK)
+    return copy.deepcopy(rng.choice(JUNK))
 
 
 def coco(root: Path) -> None:

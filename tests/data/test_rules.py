@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import pickle
 from pathlib import Path
 from typing import Any
 
@@ -294,8 +295,9 @@ def test_vg_leaves_out_what_coco_and_flickr_hold_out(tmp_path: Path) -> None:
         vg_image(3, coco_id=21),
         vg_image(4, flickr_id=4000),
         vg_image(5, coco_id=22),
+        vg_image(6, coco_id=23),
     ]
-    regions = {number: [region(number, "a thing")] for number in range(1, 6)}
+    regions = {number: [region(number, "a thing")] for number in range(1, 7)}
     root = write_vg(tmp_path / "raw/vg", regions, images=images)
     write_json(
         tmp_path / "raw/coco/dataset_coco.json", karpathy({20: "test", 21: "train", 22: "val"})
@@ -305,13 +307,18 @@ def test_vg_leaves_out_what_coco_and_flickr_hold_out(tmp_path: Path) -> None:
         "dataset": "flickr30k",
     }
     write_json(tmp_path / "raw/flickr30k/dataset_flickr30k.json", flickr)
+    refs = tmp_path / "raw/refcoco/refcoco+/refs(unc).p"
+    refs.parent.mkdir(parents=True)
+    held_out = [{"image_id": 23, "split": "testA"}, {"image_id": 21, "split": "train"}]
+    refs.write_bytes(pickle.dumps(held_out, protocol=2))
     summary, rows, rejects = build_all("vg", root, tmp_path / "out")
     assert [row["id"] for row in rows] == ["vg/1", "vg/3"]
-    assert summary["counts"]["images"]["filtered"] == {"leak": 3}
-    assert summary["counts"]["regions"]["filtered"] == {"leak": 3}
-    assert {r["record_id"] for r in rejects if r["kind"] == "image"} == {"vg/2", "vg/4", "vg/5"}
+    assert summary["counts"]["images"]["filtered"] == {"leak": 4}
+    assert summary["counts"]["regions"]["filtered"] == {"leak": 4}
+    listed = {r["record_id"] for r in rejects if r["kind"] == "image"}
+    assert listed == {"vg/2", "vg/4", "vg/5", "vg/6"}
     _, rows, _ = build_all("vg", root, tmp_path / "out", keep_leaks=True)
-    assert len(rows) == 5
+    assert len(rows) == 6
 
 
 def test_vg_without_evaluation_files_says_so(tmp_path: Path) -> None:

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from PIL import Image
 
 from tests.train import small_manifests as small
@@ -16,7 +18,7 @@ from xvlm_train.config import load_config
 from xvlm_train.data.evaluation import EvalSet
 from xvlm_train.evaluator import Evaluator
 from xvlm_train.model.xvlm import XVLM
-from xvlm_train.pictures import draw_curves, draw_grounding
+from xvlm_train.pictures import _spread, draw_curves, draw_grounding
 
 SHRUNK = [
     "model.vision.name=swin_tiny_patch4_window7_224",
@@ -173,6 +175,14 @@ def test_pictures_show_boxes(evaluator: Evaluator, tmp_path: Path) -> None:
     assert len(set(paths)) == 2
     assert all(path.parent == tmp_path / "pictures" for path in paths)
     assert all(Image.open(path).width > 100 for path in paths)
+
+
+@given(total=st.integers(0, 300), count=st.integers(1, 20))
+def test_pictures_are_spread_over_the_whole_set(total: int, count: int) -> None:
+    chosen = _spread(range(total), count)  # type: ignore[arg-type]
+    assert len(chosen) == min(total, count)
+    gaps = [b - a for a, b in zip([0, *chosen], [*chosen, total], strict=True)]
+    assert all(0 <= gap <= 2 * total / count + 2 for gap in gaps)
 
 
 def test_curves_of_all_losses(tmp_path: Path) -> None:
