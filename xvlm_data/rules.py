@@ -62,6 +62,8 @@ class Judged:
     clipped: npt.NDArray[np.bool_]
 
 
+# Absurd boxes overflow; they are cut off or rejected.
+@np.errstate(over="ignore", invalid="ignore")
 def judge(
     annotations: pa.Table,
     image_rows: npt.NDArray[np.int64],
@@ -103,10 +105,9 @@ def judge(
     reasons = np.where(is_none(reasons), problems, reasons)
     if not rules.keep_crowd:
         mark(annotations["crowd"].fill_null(False).to_numpy(zero_copy_only=False), "crowd")
-    with np.errstate(over="ignore"):  # the corner of a huge box is infinite, and is cut off
-        cut = clip_xywh(pixels, sizes)
-    mark(is_box & (cut[:, 2:] <= 0).any(axis=1), "box_outside")
+    cut = clip_xywh(pixels, sizes)
     boxes = normalise_xywh(cut, sizes)
+    mark(is_box & (cut[:, 2:] <= 0).any(axis=1), "box_outside")
     mark(is_box & (boxes[:, 2:] <= 0).any(axis=1), "box_empty")  # gone in float32
     boxes[~is_box] = (0.5, 0.5, 1.0, 1.0)
     mark(is_box & (cut[:, 2] * cut[:, 3] < rules.min_area * sizes[:, 0] * sizes[:, 1]), "small")
