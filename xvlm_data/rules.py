@@ -148,7 +148,7 @@ def _distinct(texts: list[str], limit: float) -> npt.NDArray[np.bool_]:
     counts = matrix.sum(axis=1)
     union = counts[:, None] + counts[None, :] - shared
     close = shared > limit * np.maximum(union, 1)
-    # Texts without a word ("???") are the same text only when they are equal.
+    # Texts without any word ("???") overlap with nothing.
     keep = np.ones(len(texts), dtype=bool)
     for row in range(1, len(texts)):
         keep[row] = not (close[row, :row] & keep[:row]).any()
