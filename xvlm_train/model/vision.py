@@ -48,7 +48,7 @@ class VisionEncoder(nn.Module):
             self.pos_embed = nn.Parameter(
                 build_sincos2d_pos_embed(list(self.grid), self.width, interleave_sin_cos=True)
             )
-            # Without it, cross-attention from scratch finds no grip on a net's rectified outputs.
+            # Transformers end in a norm of their own; rectified outputs have any scale.
             self.pos_norm = nn.LayerNorm(self.width)
 
     def forward(self, images: Tensor) -> Tensor:
