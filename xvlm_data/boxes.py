@@ -37,9 +37,3 @@ def cxcywh_to_xyxy(boxes: npt.NDArray[np.floating]) -> npt.NDArray[np.floating]:
     """(cx, cy, w, h) to corners (x0, y0, x1, y1), ``[N, 4]`` both."""
     half = boxes[:, 2:] / 2
     return np.concatenate([boxes[:, :2] - half, boxes[:, :2] + half], axis=1)
-
-
-def xyxy_to_cxcywh(boxes: npt.NDArray[np.floating]) -> npt.NDArray[np.floating]:
-    """Corners (x0, y0, x1, y1) to (cx, cy, w, h), ``[N, 4]`` both."""
-    size = boxes[:, 2:] - boxes[:, :2]
-    return np.concatenate([boxes[:, :2] + size / 2, size], axis=1)

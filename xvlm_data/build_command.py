@@ -119,7 +119,7 @@ def build_command(
       xvlm-data build --source objects365 --keep-all --json
     """
     from xvlm_data.build import BuildOptions, build
-    from xvlm_data.console import BuildProgress, stdout
+    from xvlm_data.console import Bars, stdout
     from xvlm_data.images.decode import Limits
     from xvlm_data.rules import Rules
     from xvlm_data.sources import get_source
@@ -143,7 +143,7 @@ def build_command(
         out,
         split=split,
         options=options,
-        progress=BuildProgress(quiet=as_json),
+        progress=Bars(quiet=as_json),
         workers=workers or os.cpu_count() or 1,
         memory=memory,
         force=force,

@@ -36,7 +36,7 @@ class _Rate(ProgressColumn):
         return Text(f"{speed:,.0f} {task.fields['unit']}/s" if speed else "")
 
 
-class BuildProgress:
+class Bars:
     """Bars with rate and ETA on a terminal; nothing where nobody watches."""
 
     def __init__(self, console: Console = stderr, *, quiet: bool = False) -> None:

@@ -157,6 +157,11 @@ class Records:
             writer.close()
 
 
+def pixel_sides(values: Sequence[int]) -> list[int | None]:
+    """Widths or heights; what no picture can have is unknown, and the decoded image tells."""
+    return [value if 0 < value < 2**31 else None for value in values]
+
+
 def _table(columns: Columns, schema: pa.Schema) -> pa.Table:
     length = len(next(iter(columns.values())))
     arrays = []

@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-import io
-import warnings
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from PIL import Image
-
 from xvlm_data.images.decode import (
     DEFAULT_LIMITS,
-    FORMATS,
     ImageError,
     Limits,
     decode,
+    header_size,
     read_bytes,
 )
 
@@ -83,7 +79,7 @@ class ImageChecker:
         if not self.decode and record.size is not None:
             return Checked(relative, record.size, kept)
         if not self.decode:
-            return Checked(relative, _header_size(data, relative), kept)
+            return Checked(relative, header_size(data, relative), kept)
         image = decode(
             data,
             size=record.size,
@@ -108,16 +104,3 @@ def is_unsafe(path: str) -> bool:
     """Whether a path from a raw file could point outside the folder it is relative to."""
     pure = PurePosixPath(path.replace("\\", "/"))
     return not path or "\0" in path or pure.is_absolute() or ".." in pure.parts
-
-
-def _header_size(data: bytes, name: str) -> tuple[int, int]:
-    """The size from the header, turned by EXIF as captions-only sources are."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        try:
-            image = Image.open(io.BytesIO(data), formats=FORMATS)
-            turned = image.getexif().get(0x0112, 1) in (5, 6, 7, 8)
-        except Exception as error:
-            raise ImageError("not_an_image", f"{name}: not an image") from error
-    width, height = image.size
-    return (height, width) if turned else (width, height)

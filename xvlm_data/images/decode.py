@@ -119,6 +119,22 @@ def decode(
             raise ImageError("corrupt_image", f"{name}: {_brief(error)}") from error
 
 
+def header_size(data: bytes, name: str) -> tuple[int, int]:
+    """(width, height) by the header alone, turned by EXIF as captions-only sources are.
+
+    Raises:
+        ImageError: not_an_image.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            image = Image.open(io.BytesIO(data), formats=FORMATS)
+        except Exception as error:
+            raise ImageError("not_an_image", f"{name}: not an image ({_brief(error)})") from error
+        width, height = image.size
+        return (height, width) if _swaps_sides(image) else (width, height)
+
+
 def _turned(
     image: Image.Image, size: tuple[int, int] | None, apply_exif: bool, name: str
 ) -> Image.Image:

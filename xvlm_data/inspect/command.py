@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -72,6 +70,7 @@ def inspect_command(
       xvlm-data inspect manifests/coco --draw 12 pictures
       xvlm-data inspect 'manifests/*/manifest-*.parquet' --json
     """
+    from xvlm_data.console import Bars
     from xvlm_data.errors import UserError
     from xvlm_data.inspect.draw import draw_rows
     from xvlm_data.inspect.overview import disagreements, overview
@@ -81,15 +80,16 @@ def inspect_command(
 
     if (decode or no_image_check) and not check:
         raise click.UsageError("--decode and --no-image-check belong to --validate")
+    bars = Bars(quiet=as_json)
     manifest = open_manifest(
         manifests[0] if len(manifests) == 1 else manifests, image_root=image_root
     )
-    with _progress("counting", len(manifest)) as advance:
+    with bars.stage("counting", len(manifest), "rows") as advance:
         statistics = collect(manifest, examples=rows, advance=advance)
     warnings = disagreements(manifest, statistics)
     findings = None
     if check:
-        with _progress("validating", 2 * len(manifest)) as advance:
+        with bars.stage("validating", 2 * len(manifest), "rows") as advance:
             findings = validate(
                 manifest, check_images=not no_image_check, decode=decode, advance=advance
             )
@@ -124,18 +124,6 @@ def inspect_command(
             console.print(f"\ndrew {len(drawn)} images into {draw[1]}", soft_wrap=True)
     if findings is not None and not findings.ok:
         context.exit(1)
-
-
-@contextmanager
-def _progress(what: str, total: int) -> Iterator[Callable[[int], None]]:
-    """A progress bar on a terminal's standard error, and nothing elsewhere."""
-    from rich.console import Console
-    from rich.progress import Progress
-
-    console = Console(stderr=True)
-    with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
-        task = progress.add_task(what, total=total)
-        yield lambda rows: progress.advance(task, rows)
 
 
 def _finite(value: Any) -> Any:

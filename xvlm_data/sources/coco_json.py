@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 
 from xvlm_data.raw.json_arrays import Int64
-from xvlm_data.records import CAPTION, OBJECT, Records
+from xvlm_data.records import CAPTION, OBJECT, Records, pixel_sides
 from xvlm_data.sources.base import Request
 from xvlm_data.text import category_text
 
@@ -68,18 +68,13 @@ def read_images(
                 "key": ids,
                 "id": [f"{source}/{item.id}" for item in items],
                 "paths": [locate(item) for item in items],
-                "width": _int32([item.width for item in items]),
-                "height": _int32([item.height for item in items]),
+                "width": pixel_sides([item.width for item in items]),
+                "height": pixel_sides([item.height for item in items]),
                 "part": [part] * len(items),
                 "index": elements.indices,
                 "problem": exclude(ids),
             }
         )
-
-
-def _int32(values: list[int]) -> list[int | None]:
-    """Sizes beyond 32 bits are as good as unknown; the decoded image tells."""
-    return [value if 0 < value < 2**31 else None for value in values]
 
 
 def read_captions(elements: Any, part: int, records: Records) -> None:

@@ -19,7 +19,7 @@ from xvlm_data.errors import UserError
 from xvlm_data.leaks import evaluation_ids, usual_evaluation_files
 from xvlm_data.raw.files import find_file, find_optional
 from xvlm_data.raw.json_arrays import Int64
-from xvlm_data.records import OBJECT, REGION, Records
+from xvlm_data.records import OBJECT, REGION, Records, pixel_sides
 from xvlm_data.sources.base import Request
 
 
@@ -163,8 +163,8 @@ def _read_images(path: Path, request: Request, records: Records) -> None:
                     "key": ids,
                     "id": [None if number is None else f"vg/{number}" for number in ids],
                     "paths": [_paths(item.url) for item in items],
-                    "width": [item.width if 0 < item.width < 2**31 else None for item in items],
-                    "height": [item.height if 0 < item.height < 2**31 else None for item in items],
+                    "width": pixel_sides([item.width for item in items]),
+                    "height": pixel_sides([item.height for item in items]),
                     "part": [part] * len(items),
                     "index": elements.indices,
                     "problem": problems,
