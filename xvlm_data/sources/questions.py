@@ -1,0 +1,89 @@
+"""Evaluation records that are no concepts: questions on an image, statements on two, references.
+
+They go into a column of their own, one list an image. Its elements travel through the record tables
+as JSON, in the annotations' ``extra``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import msgspec
+import numpy as np
+import numpy.typing as npt
+
+from xvlm_data.errors import UserError
+from xvlm_data.records import Records
+
+T = TypeVar("T")
+
+#: The kind of such a record in ``records.ANNOTATIONS``.
+QUESTION = 3
+
+
+def write_questions(
+    records: Records,
+    part: int,
+    indices: Sequence[int] | npt.NDArray[np.int64],
+    keys: Any,
+    texts: Any,
+    extra: Any,
+    **more: Any,
+) -> None:
+    """One record a question.
+
+    Args:
+        records: where to.
+        part: the raw file.
+        indices: place of each in it.
+        keys: join key of each one's image.
+        texts: what each is about, for reports; an empty text is rejected.
+        extra: JSON text of each one's element of the source's own column.
+        more: further columns of ``records.ANNOTATIONS``, such as problem and detail.
+    """
+    if len(indices):
+        records.annotations(
+            {
+                "key": keys,
+                "kind": np.full(len(indices), QUESTION, np.int8),
+                "part": np.full(len(indices), part, np.int16),
+                "index": indices,
+                "text": texts,
+                "extra": extra,
+                **more,
+            }
+        )
+
+
+def convert_each(items: Sequence[Any], kind: type[T]) -> tuple[list[T | None], list[str | None]]:
+    """Plain values as ``kind``, one by one: (values or None, what is wrong or None)."""
+    values: list[T | None] = []
+    wrong: list[str | None] = []
+    for item in items:
+        try:
+            values.append(msgspec.convert(item, kind))
+            wrong.append(None)
+        except (msgspec.ValidationError, RecursionError) as error:
+            values.append(None)
+            wrong.append(str(error)[:300])
+    return values, wrong
+
+
+def pick_split(source: str, split: str, known: dict[str, T]) -> T:
+    """What a source knows a split by.
+
+    Raises:
+        UserError: it has no such split.
+    """
+    if split not in known:
+        raise UserError(f"{source} has no split {split!r}", f"choose from {', '.join(known)}")
+    return known[split]
+
+
+def note_read(path: Path, inputs: list[Path]) -> int:
+    """Note that a file is read; returns its size in bytes."""
+    if path not in inputs:
+        inputs.append(path)
+    return path.stat().st_size if path.is_file() else 0
