@@ -10,13 +10,15 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
+TRAIN2014, VAL2014, TEST2015 = "train2014", "val2014", "test2015"
+
 #: Folders that hold COCO's image folders, within a release: plain, and as ``refer`` asks for them.
 _PREFIXES = ("", "images/", "images/mscoco/images/")
 #: Releases that hold the pictures of one part of the 2014 release, under either year's names.
 _COCO_FOLDERS = {
-    "train2014": ("train2014", "train2017", "val2017"),
-    "val2014": ("val2014", "train2017", "val2017"),
-    "test2015": ("test2015",),
+    TRAIN2014: ("train2014", "train2017", "val2017"),
+    VAL2014: ("val2014", "train2017", "val2017"),
+    TEST2015: ("test2015",),
 }
 
 
