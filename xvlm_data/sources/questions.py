@@ -8,14 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import msgspec
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
 
 from xvlm_data.errors import UserError
-from xvlm_data.records import Records
+from xvlm_data.records import Columns, Records
 
 T = TypeVar("T")
 
@@ -23,8 +24,33 @@ T = TypeVar("T")
 QUESTION = 3
 
 
+class TakesAnnotations(Protocol):
+    """:class:`Records`, or :class:`Later`."""
+
+    def annotations(self, columns: Columns) -> None:
+        """Add rows of ``records.ANNOTATIONS``."""
+        ...
+
+
+class Later:
+    """Annotations that wait, as compact columns, until every image has been written."""
+
+    def __init__(self) -> None:
+        self._waiting: list[Columns] = []
+
+    def annotations(self, columns: Columns) -> None:
+        """As `Records.annotations`."""
+        self._waiting.append({name: pa.array(values) for name, values in columns.items()})
+
+    def write(self, records: Records) -> None:
+        """Write all of them, in the order in which they came."""
+        for columns in self._waiting:
+            records.annotations(columns)
+        self._waiting.clear()
+
+
 def write_questions(
-    records: Records,
+    records: TakesAnnotations,
     part: int,
     indices: Sequence[int] | npt.NDArray[np.int64],
     keys: Any,
