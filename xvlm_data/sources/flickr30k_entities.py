@@ -24,6 +24,7 @@ import pyarrow as pa
 
 from xvlm_data.records import REGION, Records
 from xvlm_data.sources.questions import TakesAnnotations, write_questions
+from xvlm_data.text import normalise_texts
 
 #: The column ``phrases``: one element a phrase of a caption, in raw order, also without boxes. A
 #: region has one box, but a phrase such as "two men" may mean several, which evaluation must know.
@@ -140,6 +141,10 @@ class EntitiesFolder:
             parts: from :meth:`parts`.
             records: where to.
         """
+        phrases = [phrase for _, _, entities in images for phrase in entities.phrases]
+        texts = normalise_texts(pa.array([phrase.text for phrase in phrases], pa.string()))
+        for phrase, text in zip(phrases, texts.to_pylist(), strict=True):
+            phrase.text = text  # in the column as in the regions
         rows = [
             (key, number, sub, phrase, *_resolve(phrase, entities.boxes))
             for key, number, entities in images

@@ -14,6 +14,7 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from xvlm_data.errors import UserError
 from xvlm_data.records import Columns, Records
@@ -81,6 +82,28 @@ def write_questions(
                 **more,
             }
         )
+
+
+def write_malformed(
+    records: TakesAnnotations, part: int, elements: Sequence[tuple[int, str, bytes]]
+) -> None:
+    """Questions that could not be decoded, as `Records.malformed` has them."""
+    if elements:
+        write_questions(
+            records,
+            part,
+            [index for index, _, _ in elements],
+            pa.nulls(len(elements), pa.int64()),
+            pa.nulls(len(elements), pa.string()),
+            pa.nulls(len(elements), pa.string()),
+            problem=["malformed"] * len(elements),
+            detail=[why for _, why, _ in elements],
+        )
+
+
+def mark(where: npt.NDArray[np.bool_], problem: str) -> pa.Array:
+    """The problem where ``where`` holds, else null."""
+    return pc.if_else(pa.array(where), pa.scalar(problem), pa.scalar(None, pa.string()))
 
 
 def convert_each(items: Sequence[Any], kind: type[T]) -> tuple[list[T | None], list[str | None]]:

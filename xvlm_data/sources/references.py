@@ -16,6 +16,7 @@ import pyarrow as pa
 
 from xvlm_data.records import REGION, Records
 from xvlm_data.sources.questions import write_questions
+from xvlm_data.text import normalise_texts
 
 #: The column ``refs``: one element an object that is referred to, in raw order.
 REFS = pa.field(
@@ -77,6 +78,7 @@ def write_references(
     references: Sequence[Reference], refs_part: int, sentences_part: int, records: Records
 ) -> None:
     """One region an expression, one element of ``refs`` an object."""
+    _normalise(references)
     write_sentences(references, sentences_part, records)
     write_questions(
         records,
@@ -89,6 +91,14 @@ def write_references(
         problem=[ref.problem for ref in references],
         detail=[ref.detail for ref in references],
     )
+
+
+def _normalise(references: Sequence[Reference]) -> None:
+    """Texts in ``refs`` are those of the regions, letter for letter."""
+    sentences = [sentence for ref in references for sentence in ref.sentences]
+    texts = normalise_texts(pa.array([sentence.text for sentence in sentences], pa.string()))
+    for sentence, text in zip(sentences, texts.to_pylist(), strict=True):
+        sentence.text = text
 
 
 def write_sentences(references: Sequence[Reference], part: int, records: Records) -> None:
