@@ -144,11 +144,12 @@ class _Parser:
     def __call__(self, data: bytes, first: int) -> tuple[CsvBlock, int]:
         """(the block, how many lines it has) of a chunk whose first line has number ``first``."""
         data = _clean(data)
-        count = data.count(b"\n") + (not data.endswith(b"\n"))
         table, bad = self._parse(data, self._quoted)
-        if len(table) + len(bad) != count:  # a stray quote swallowed the lines that follow it
+        if self._quoted and len(table) + len(bad) != len(data.splitlines()):
+            # A stray quote swallowed the lines that follow it.
             data = data.replace(b'"', b"")
             table, bad = self._parse(data, quoted=False)
+        count = len(table) + len(bad)
         lines = np.delete(np.arange(count, dtype=np.int64), [row.number - 1 for row in bad])
         columns = {name: table[str(place)].combine_chunks() for name, place in self._places.items()}
         malformed = [
@@ -159,11 +160,10 @@ class _Parser:
             )
             for row in bad
         ]
-        if empty := _empty_lines(data):
-            full = ~np.isin(lines, list(empty))
+        full = _full_lines(data, lines, columns)
+        if full is not None:
             lines = lines[full]
             columns = {name: column.filter(pa.array(full)) for name, column in columns.items()}
-            malformed = [row for row in malformed if row[0] - first not in empty]
         return CsvBlock(columns, lines + first, malformed), count
 
     def _parse(self, data: bytes, quoted: bool) -> tuple[pa.Table, list[Any]]:
@@ -198,8 +198,12 @@ def _clean(data: bytes) -> bytes:
     return data
 
 
-def _empty_lines(data: bytes) -> set[int]:
-    if not (data.startswith((b"\n", b"\r\n")) or b"\n\n" in data or b"\n\r\n" in data):
-        return set()
-    lines = data.split(b"\n")
-    return {number for number, line in enumerate(lines) if line in (b"", b"\r")}
+def _full_lines(
+    data: bytes, lines: npt.NDArray[np.int64], columns: dict[str, pa.Array]
+) -> npt.NDArray[np.bool_] | None:
+    """Which rows are of lines that are not empty; None where all are."""
+    first = next(iter(columns.values()))
+    if not pc.any(pc.equal(first, "")).as_py():
+        return None
+    texts = data.split(b"\n")
+    return np.array([texts[line] not in (b"", b"\r") for line in lines.tolist()], dtype=bool)

@@ -74,14 +74,15 @@ class RefCoco:
     Attributes:
         evaluation: every expression counts, so that no rule that is a choice applies by itself.
         extra: the column ``refs``.
+        division: the usual one.
     """
 
+    name = "refcoco"
+    licence = "expressions: none stated, to be cited; images: COCO's, under their Flickr terms"
     merge_images = False
     evaluation = True
     extra = REFS
-
-    def __init__(self, name: str, division: str, licence: str) -> None:
-        self.name, self.division, self.licence = name, division, licence
+    division = "unc"
 
     def image_root(self, request: Request) -> Path:
         """COCO's images may lie beside the release."""
@@ -296,11 +297,20 @@ def _join(references: list[Reference], objects: _Objects) -> None:
             ref.problem, ref.detail = problem, detail
 
 
-_UNC = "expressions: none stated, to be cited; images: COCO's, under their Flickr terms"
-SOURCE = RefCoco("refcoco", "unc", _UNC)
-SOURCE_PLUS = RefCoco("refcoco+", "unc", _UNC)
-SOURCE_G = RefCoco(
-    "refcocog",
-    "umd",
-    "expressions CC BY 4.0 (Google LLC); images: COCO's, under their Flickr terms",
-)
+class RefCocoPlus(RefCoco):
+    """RefCOCO without words of place."""
+
+    name = "refcoco+"
+
+
+class RefCocoG(RefCoco):
+    """Longer expressions, on images with fewer objects of a kind."""
+
+    name = "refcocog"
+    licence = "expressions CC BY 4.0 (Google LLC); images: COCO's, under their Flickr terms"
+    division = "umd"
+
+
+SOURCE = RefCoco()
+SOURCE_PLUS = RefCocoPlus()
+SOURCE_G = RefCocoG()
