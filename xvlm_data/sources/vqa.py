@@ -137,7 +137,7 @@ class Vqa:
 
 @dataclass
 class _Answers:
-    """The annotations as columns, sorted by question id; the first of an id is the one that counts.
+    """The annotations as columns, in raw order; the first of a question id is the one that counts.
 
     Attributes:
         part: their file.
@@ -145,6 +145,7 @@ class _Answers:
         image_ids: ``[N]``.
         indices: ``[N]`` places in the file.
         payloads: N pieces of JSON, each the end of an element of ``questions``.
+        order: ``[N]`` places in the columns, by question id.
         used: ``[N]`` whether a question has taken it.
     """
 
@@ -153,15 +154,18 @@ class _Answers:
     image_ids: Ids
     indices: Ids
     payloads: pa.Array
+    order: Ids
     used: npt.NDArray[np.bool_]
 
     def find(self, ids: Ids) -> Ids:
         """``[M]`` places of questions' annotations, -1 where there is none; they are used now."""
-        places = np.searchsorted(self.ids, ids)
-        inside = np.minimum(places, max(len(self.ids) - 1, 0))
-        found = self.ids[inside] == ids if len(self.ids) else np.zeros(len(ids), bool)
-        self.used[inside[found]] = True
-        return np.where(found, inside, -1)
+        if not len(self.ids):
+            return np.full(len(ids), -1)
+        places = np.searchsorted(self.ids, ids, sorter=self.order)
+        places = self.order[np.minimum(places, len(self.ids) - 1)]
+        found = self.ids[places] == ids
+        self.used[places[found]] = True
+        return np.where(found, places, -1)
 
     def are_of_others(self, places: Ids, image_ids: Ids) -> npt.NDArray[np.bool_]:
         """``[M]`` whether the annotation at each place from :meth:`find` is of another image."""
@@ -173,9 +177,9 @@ class _Answers:
     def write_unused(self, records: Later) -> None:
         """Annotations of no question, or of one that another annotation answers."""
         left = np.flatnonzero(~self.used)
+        by_id = self.ids[self.order]
         again = np.zeros(len(self.ids), bool)
-        again[1:] = self.ids[1:] == self.ids[:-1]
-        left = left[np.argsort(self.indices[left])]
+        again[self.order[1:]] = by_id[1:] == by_id[:-1]
         write_questions(
             records,
             self.part,
@@ -201,14 +205,8 @@ def _read_answers(path: Path, request: Request, records: Records, later: Later) 
         payloads.append(pa.array([_payload(item) for item in items], pa.string()))
     ids, image_ids, indices = (np.concatenate(column) for column in columns)
     order = np.argsort(ids, kind="stable")
-    return _Answers(
-        part,
-        ids[order],
-        image_ids[order],
-        indices[order],
-        pa.concat_arrays(payloads).take(pa.array(order)),
-        np.zeros(len(ids), bool),
-    )
+    texts = pa.concat_arrays(payloads)
+    return _Answers(part, ids, image_ids, indices, texts, order, np.zeros(len(ids), bool))
 
 
 def _payload(item: _Annotation) -> str:
