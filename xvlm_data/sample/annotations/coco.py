@@ -179,7 +179,7 @@ class CocoImages:
         return np.where(rest < self.parts[0], inside, rest)
 
 
-def plan(folder: Path, request: Request) -> Plan:
+def _plan(folder: Path, request: Request) -> Plan:
     """The annotation files of train2017 and val2017, and ``dataset_coco.json``."""
     images = CocoImages(request)
     files = []
@@ -487,4 +487,4 @@ def _karpathy(images: CocoImages, first: int, stop: int) -> Block:
     return Block(json.dumps(records)[1:-1].encode())
 
 
-PLANS = {"coco": plan}
+PLANS = {"coco": _plan}
