@@ -41,6 +41,7 @@ def draw_boxes(
     width: Sides,
     height: Sides,
     digits: int,
+    beyond: tuple[float, float] = (1.0, 30.0),
 ) -> Boxes:
     """Boxes that come to their fates.
 
@@ -50,6 +51,7 @@ def draw_boxes(
         width: ``[N]`` of the image, in pixels, at least 100.
         height: ``[N]`` likewise.
         digits: decimals that the file holds; 0 for whole pixels.
+        beyond: how far a clipped box leaves its image, in pixels, at least and at most.
 
     Returns:
         ``[N, 4]`` (x, y, w, h) in pixels, rounded to ``digits``.
@@ -62,7 +64,7 @@ def draw_boxes(
     _mend(sides, fates == Fate.SMALL, frame, unit)
     corner = np.floor(random.random((count, 2)) * (frame - sides) * unit) / unit
     boxes = np.concatenate([corner, sides], axis=1)
-    _stick_out(random, boxes, np.flatnonzero(fates == Fate.CLIPPED), frame, unit)
+    _stick_out(random, boxes, np.flatnonzero(fates == Fate.CLIPPED), frame, unit, beyond)
     _leave(random, boxes, np.flatnonzero(fates == Fate.BOX_OUTSIDE), frame, unit)
     empty = np.flatnonzero(fates == Fate.BOX_EMPTY)
     boxes[empty, 2 + random.integers(0, 2, len(empty))] *= random.choice([0.0, -1.0], len(empty))
@@ -97,11 +99,12 @@ def _stick_out(
     rows: npt.NDArray[np.intp],
     frame: Boxes,
     unit: float,
+    how_far: tuple[float, float],
 ) -> None:
     """Move boxes to an edge and prolong them beyond it; what is inside stays as large."""
     axis = random.integers(0, 2, len(rows))
     far = random.integers(0, 2, len(rows)) == 1
-    beyond = np.round(random.uniform(1.0, 30.0, len(rows)) * unit) / unit
+    beyond = np.round(random.uniform(*how_far, len(rows)) * unit) / unit
     side = boxes[rows, 2 + axis]
     boxes[rows, axis] = np.where(far, frame[rows, axis] - side, -beyond)
     boxes[rows, 2 + axis] = side + beyond
