@@ -8,8 +8,12 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
-from xvlm_data.sample.annotations.boxes import Boxes, Sides
+from xvlm_data.sample.annotations.boxes import Boxes, Sides, choose_fates, invalid_shares
 from xvlm_data.sample.annotations.plan import Spoil, having, replaced_by, without
+from xvlm_data.sample.annotations.truth import Fate, Fates
+
+ANNOTATION_ID_PRIME = 899_999_963
+COMPACT = (",", ": ")  # the official files of 2017 have no space after a comma
 
 #: How an annotation with a box goes wrong; each form lacks something that a builder needs.
 MALFORMED_BOXES: tuple[Spoil, ...] = (
@@ -32,6 +36,31 @@ MALFORMED_CAPTIONS: tuple[Spoil, ...] = (
 #: Numbers of outline points are four times this on average, at most.
 _MEAN_POINTS, _MOST_POINTS = 5.4, 40
 _TWO_POLYGONS = 0.10
+
+
+def instance_fates(
+    random: np.random.Generator, count: int, invalid: float, *, small: float, crowd: float
+) -> Fates:
+    """``[N]`` what becomes of annotations with boxes and categories.
+
+    Args:
+        random: where chance comes from.
+        count: N.
+        invalid: the share that is spoilt.
+        small: the share below 1 % of the image.
+        crowd: the share of crowds.
+    """
+    spoilt = invalid_shares(
+        invalid,
+        Fate.CLIPPED,
+        Fate.BOX_EMPTY,
+        Fate.BOX_OUTSIDE,
+        Fate.BOX_NOT_FINITE,
+        Fate.UNKNOWN_IMAGE,
+        Fate.UNKNOWN_CATEGORY,
+        Fate.MALFORMED,
+    )
+    return choose_fates(random, count, {Fate.SMALL: small, Fate.CROWD: crowd, **spoilt})
 
 
 def polygons(random: np.random.Generator, boxes: Boxes) -> tuple[list[str], list[float]]:

@@ -11,9 +11,8 @@ from typing import Any
 import numpy as np
 
 from xvlm_data.sample.annotations import words
-from xvlm_data.sample.annotations.boxes import Sides, choose_fates, draw_boxes, invalid_shares
+from xvlm_data.sample.annotations.boxes import Sides, draw_boxes
 from xvlm_data.sample.annotations.chance import (
-    Numbers,
     Permutation,
     Weighted,
     block_random,
@@ -21,8 +20,9 @@ from xvlm_data.sample.annotations.chance import (
     sixteen_bits,
     zipf,
 )
-from xvlm_data.sample.annotations.coco_json import MALFORMED_BOXES
+from xvlm_data.sample.annotations.coco_json import MALFORMED_BOXES, instance_fates
 from xvlm_data.sample.annotations.files import Block, File, Run
+from xvlm_data.sample.annotations.images import Images, image_texts
 from xvlm_data.sample.annotations.plan import (
     Plan,
     Record,
@@ -30,29 +30,17 @@ from xvlm_data.sample.annotations.plan import (
     crowded_numbers,
     finite,
     ids_for,
-    image_fates,
-    image_texts,
     rewrite,
     spoilt,
 )
 from xvlm_data.sample.annotations.sizes import OBJECTS365, scaled
-from xvlm_data.sample.annotations.truth import Fate, Fates, Tally, without_image
-from xvlm_data.sample.release import Ids
+from xvlm_data.sample.annotations.truth import Fate, Tally, without_image
 
 SPLITS = ("train", "val")
 _CATEGORY_COUNT = 365
 _NO_CATEGORIES = np.array([0, 366, 999, 1_000_000], dtype=np.int64)
 _CATEGORY = Weighted(zipf(_CATEGORY_COUNT, 3.0))
-_SIZES = np.array(
-    [
-        *((1024, 683), (769, 512), (512, 769), (683, 512), (1024, 768), (910, 512), (640, 480)),
-        *((768, 1024), (512, 512), (960, 540), (720, 1280), (1920, 1080), (500, 333), (455, 512)),
-    ]
-)
-_SIZE = Weighted(zipf(len(_SIZES), 1.0))
-
-# Version 1's numbers stay below 900,000, version 2's start there.
-_IMAGE_ID_PRIME, _V2_START = 2_049_961, 900_000
+_V2_START = 900_000  # version 1's numbers stay below, version 2's start here
 _ANNOTATION_ID_PRIME = 31_999_939
 _DIGITS = 10
 _CROWDED = 20.0
@@ -71,35 +59,26 @@ def _categories() -> list[Record]:
 
 
 @dataclass(frozen=True)
-class _Images:
-    """The images of both splits: numbers from 0 on, those of val after those of train."""
+class _Images(Images):
+    """The images of both splits: those of val after those of train."""
 
-    request: Request
+    name = "objects365"
+    id_prime = 2_049_961
+    usual_sizes = (
+        *((1024, 683), (769, 512), (512, 769), (683, 512), (1024, 768), (910, 512), (640, 480)),
+        *((768, 1024), (512, 512), (960, 540), (720, 1280), (1920, 1080), (500, 333), (455, 512)),
+    )
 
     @cached_property
     def parts(self) -> tuple[int, int]:
+        """How many images each split has."""
         train, val = OBJECTS365.images
         return scaled(train, self.request.scale), scaled(val, self.request.scale)
 
-    @cached_property
-    def _ids(self) -> Ids:
-        return ids_for(sum(self.parts), self.request.seed, "objects365/full", _IMAGE_ID_PRIME)
-
     @property
-    def no_id(self) -> int:
-        """Ids from here on belong to no image."""
-        return self._ids.prime
-
-    def ids(self, numbers: Numbers) -> Numbers:
-        return self._ids.of_all(numbers)
-
-    def sizes(self, numbers: Numbers) -> tuple[Sides, Sides]:
-        bits = sixteen_bits(keys_of(self.request.seed, "objects365/size", numbers), 0)
-        sizes = _SIZES[_SIZE[bits]]
-        return sizes[:, 0], sizes[:, 1]
-
-    def fates(self, numbers: Numbers) -> Fates:
-        return image_fates(self.request, "objects365", numbers)
+    def count(self) -> int:
+        """How many there are."""
+        return sum(self.parts)
 
 
 def _plan(folder: Path, request: Request) -> Plan:
@@ -166,23 +145,8 @@ def _box_block(images: _Images, part: int, first: int, stop: int) -> Block:
     random = block_random(request.seed, f"objects365/{split}/boxes", first)
     scatter = Permutation.of(request.seed, f"objects365/{split}", images.parts[part])
     numbers = crowded_numbers(random, count, scatter, _CROWDED) + sum(images.parts[:part])
-    fates = choose_fates(
-        random,
-        count,
-        {
-            Fate.SMALL: OBJECTS365.small,
-            Fate.CROWD: OBJECTS365.crowd,
-            **invalid_shares(
-                request.invalid,
-                Fate.CLIPPED,
-                Fate.BOX_EMPTY,
-                Fate.BOX_OUTSIDE,
-                Fate.BOX_NOT_FINITE,
-                Fate.UNKNOWN_IMAGE,
-                Fate.UNKNOWN_CATEGORY,
-                Fate.MALFORMED,
-            ),
-        },
+    fates = instance_fates(
+        random, count, request.invalid, small=OBJECTS365.small, crowd=OBJECTS365.crowd
     )
     width, height = images.sizes(numbers)
     boxes = draw_boxes(random, fates, width, height, _DIGITS)
@@ -191,10 +155,7 @@ def _box_block(images: _Images, part: int, first: int, stop: int) -> Block:
     fine[:, 2:] = np.round(fine[:, :2] + fine[:, 2:], _DIGITS) - fine[:, :2]
     exact = fates == Fate.BOX_EMPTY
     fine[exact] = boxes[exact]
-    orphan = fates == Fate.UNKNOWN_IMAGE
-    image_ids = np.where(
-        orphan, images.no_id + random.integers(0, 10**5, count), images.ids(numbers)
-    )
+    image_ids = images.stated_ids(random, numbers, fates)
     categories = 1 + _CATEGORY[random.integers(0, 1 << 16, count)]
     astray = fates == Fate.UNKNOWN_CATEGORY
     categories = np.where(astray, random.choice(_NO_CATEGORIES, count), categories)

@@ -1,4 +1,4 @@
-"""What the releases have in common: a plan of files, unusable images, records gone wrong."""
+"""What the releases have in common: a plan of files, and records gone wrong."""
 
 from __future__ import annotations
 
@@ -11,15 +11,13 @@ import numpy as np
 import numpy.typing as npt
 
 from xvlm_data.sample.annotations.boxes import Boxes
-from xvlm_data.sample.annotations.chance import Numbers, Permutation, uniform
+from xvlm_data.sample.annotations.chance import Numbers, Permutation
 from xvlm_data.sample.annotations.files import File
 from xvlm_data.sample.annotations.truth import Fate, Fates, Tally
 from xvlm_data.sample.release import Ids
 
 Record = dict[str, Any]
 
-#: An unusable image takes all its annotations with it, so fewer images than records are spoilt.
-_LOST_IMAGES, _REPEATED_IMAGES = 0.25, 0.75
 #: Primes above the real releases' largest ids, for scales above theirs.
 _ROOMY_PRIMES = (99_999_989, 2_147_483_647)
 
@@ -55,34 +53,6 @@ class Plan:
 def ids_for(count: int, seed: int, name: str, prime: int) -> Ids:
     """Ids as in the real release; larger ones where ``count`` exceeds what it has room for."""
     return Ids.of(seed, name, next(p for p in (prime, *_ROOMY_PRIMES) if p > count))
-
-
-def image_fates(request: Request, name: str, numbers: Numbers) -> Fates:
-    """``[N]`` of images: kept, MALFORMED (no usable record), DUPLICATE_IMAGE (a second record)."""
-    draw = uniform(request.seed, f"{name}/image fates", numbers)
-    lost = draw < request.invalid * _LOST_IMAGES
-    again = draw >= 1 - request.invalid * _REPEATED_IMAGES
-    fates = np.full(len(numbers), Fate.KEPT, dtype=np.int8)
-    fates[lost] = Fate.MALFORMED
-    fates[again & ~lost] = Fate.DUPLICATE_IMAGE
-    return fates
-
-
-def image_texts(texts: list[str], again: Sequence[str], fates: Fates, lost: str) -> list[str]:
-    """The records of a block of images: spoilt ones in their place, second ones at the end.
-
-    Args:
-        texts: ``[N]`` the good records.
-        again: ``[N]`` second records: of the same id, but of another size, to be found out.
-        fates: ``[N]`` as of :func:`image_fates`.
-        lost: the key without which a record is unusable.
-    """
-    result = list(texts)
-    for row in np.flatnonzero(fates == Fate.MALFORMED).tolist():
-        record = json.loads(texts[row])
-        forms = ({**record, lost: None}, {k: v for k, v in record.items() if k != lost}, row)
-        result[row] = json.dumps(forms[row % len(forms)])
-    return result + [again[row] for row in np.flatnonzero(fates == Fate.DUPLICATE_IMAGE).tolist()]
 
 
 def crowded_numbers(

@@ -5,12 +5,11 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from xvlm_data.sample.annotations import words
 from xvlm_data.sample.annotations.boxes import (
@@ -22,19 +21,14 @@ from xvlm_data.sample.annotations.boxes import (
 )
 from xvlm_data.sample.annotations.chance import (
     Keys,
-    Numbers,
-    Permutation,
-    Shares,
-    Weighted,
     block_random,
     keys_of,
     mixed,
     sixteen_bits,
     uniform,
-    zipf,
 )
-from xvlm_data.sample.annotations.coco import CocoImages
 from xvlm_data.sample.annotations.files import Block, File, Run
+from xvlm_data.sample.annotations.images import image_texts
 from xvlm_data.sample.annotations.plan import (
     Plan,
     Record,
@@ -43,32 +37,18 @@ from xvlm_data.sample.annotations.plan import (
     finite,
     having,
     ids_for,
-    image_fates,
-    image_texts,
     replaced_by,
     rewrite,
     spoilt,
     without,
 )
 from xvlm_data.sample.annotations.sizes import VG, scaled
-from xvlm_data.sample.annotations.truth import Fate, Fates, Tally, without_image
-from xvlm_data.sample.release import HOST, Ids
+from xvlm_data.sample.annotations.truth import Fate, Fates, Tally
+from xvlm_data.sample.annotations.vg_images import FREE, LEAKED, Owned, VgImages
+from xvlm_data.sample.release import HOST
 
-_SIZES = np.array(
-    [
-        *((800, 600), (500, 375), (1024, 768), (640, 480), (1024, 683), (375, 500), (500, 333)),
-        *((683, 1024), (480, 640), (640, 427), (768, 1024), (1280, 960), (333, 500), (600, 800)),
-    ]
-)
-_SIZE = Weighted(zipf(len(_SIZES), 1.0))
-_IMAGE_ID_PRIME = 2_417_983  # the largest image id of VG is 2,417,997
 _REGION_ID_PRIME, _OBJECT_ID_PRIME = 6_000_011, 4_999_999
 _IMAGES_A_BLOCK = 250
-#: An element that belongs to no image, or is none, takes some fifty records with it.
-_ORPHAN_ELEMENTS, _MALFORMED_ELEMENTS = 0.15, 0.10
-
-# Parts of the truth: images that evaluation sets hold out, and the others.
-_LEAKED, _FREE = "leaked", "free"
 
 _BOXES = (
     *(Fate.CLIPPED, Fate.BOX_EMPTY, Fate.BOX_OUTSIDE, Fate.BOX_NOT_FINITE),
@@ -84,73 +64,10 @@ _MALFORMED_OBJECTS: tuple[Spoil, ...] = (
 )
 
 
-@dataclass(frozen=True)
-class _Images:
-    """The images of the release; some are COCO's, and of those some are held out by Karpathy."""
-
-    request: Request
-
-    @cached_property
-    def count(self) -> int:
-        return scaled(VG.images, self.request.scale)
-
-    @cached_property
-    def coco(self) -> CocoImages:
-        return CocoImages(self.request)
-
-    @cached_property
-    def leaked_count(self) -> int:
-        most = min(2 * self.coco.held_out, self.count)
-        return min(scaled(VG.leaked_images, self.request.scale), most)
-
-    @cached_property
-    def _ids(self) -> Ids:
-        return ids_for(self.count, self.request.seed, "vg/full", _IMAGE_ID_PRIME)
-
-    @property
-    def no_id(self) -> int:
-        """Ids from here on belong to no image."""
-        return self._ids.prime
-
-    def ids(self, numbers: Numbers) -> Numbers:
-        return self._ids.of_all(numbers)
-
-    def sizes(self, numbers: Numbers) -> tuple[Sides, Sides]:
-        sizes = _SIZES[_SIZE[sixteen_bits(keys_of(self.request.seed, "vg/size", numbers), 0)]]
-        return sizes[:, 0], sizes[:, 1]
-
-    def fates(self, numbers: Numbers) -> Fates:
-        return image_fates(self.request, "vg", numbers)
-
-    def _ranks(self, numbers: Numbers) -> Numbers:
-        """The leaked images come first, then the other ones that are COCO's."""
-        return Permutation.of(self.request.seed, "vg/coco", self.count)[numbers]
-
-    def leaked(self, numbers: Numbers) -> npt.NDArray[np.bool_]:
-        """Which images Karpathy's val or test holds out."""
-        return self._ranks(numbers) < self.leaked_count
-
-    def coco_ids(self, numbers: Numbers) -> list[int | None]:
-        """Ids of the images that are COCO's; the others' are null."""
-        ranks, leaked = self._ranks(numbers), self.leaked_count
-        most = min(
-            scaled(VG.coco_images, self.request.scale), leaked + self.coco.of_train2014, self.count
-        )
-        held_out = self.coco.in_karpathy_held_out(np.minimum(ranks, max(leaked - 1, 0)))
-        trained = self.coco.in_karpathy_train(
-            np.clip(ranks - leaked, 0, self.coco.of_train2014 - 1)
-        )
-        ids = self.coco.ids(np.where(ranks < leaked, held_out, trained))
-        return [
-            id_ if rank < most else None
-            for id_, rank in zip(ids.tolist(), ranks.tolist(), strict=True)
-        ]
-
-
 def _plan(folder: Path, request: Request) -> Plan:
     """The four files that a builder reads."""
-    images = _Images(request)
-    makers: dict[str, Callable[[_Images, int, int], Block]] = {
+    images = VgImages(request)
+    makers: dict[str, Callable[[VgImages, int, int], Block]] = {
         "image_data": _image_block,
         "region_descriptions": _region_block,
         "objects": _object_block,
@@ -170,21 +87,12 @@ def _truth(tally: Tally) -> dict[str, Any]:
     """With Karpathy's file of the same sample at hand, and without it (or with --keep-leaks)."""
     about = {"unattached_attributes": tally.unattached_attributes}
     return {
-        "splits": {"train": {**tally.settle({_FREE: None, _LEAKED: "leak"}), **about}},
-        "keep_leaks": {"train": {**tally.settle({_FREE: None, _LEAKED: None}), **about}},
+        "splits": {"train": {**tally.settle({FREE: None, LEAKED: "leak"}), **about}},
+        "keep_leaks": {"train": {**tally.settle({FREE: None, LEAKED: None}), **about}},
     }
 
 
-def _count(
-    tally: Tally,
-    kind: str,
-    fates: Fates,
-    leaked: npt.NDArray[np.bool_],
-) -> None:
-    tally.add_all(kind, fates, (_FREE, _LEAKED), leaked.astype(np.int8))
-
-
-def _image_block(images: _Images, first: int, stop: int) -> Block:
+def _image_block(images: VgImages, first: int, stop: int) -> Block:
     numbers = np.arange(first, stop)
     width, height = images.sizes(numbers)
     keys = keys_of(images.request.seed, "vg/record", numbers)
@@ -226,85 +134,14 @@ def _image_block(images: _Images, first: int, stop: int) -> Block:
     tally = Tally()
     again = fates == Fate.DUPLICATE_IMAGE
     leaked = images.leaked(numbers)
-    _count(tally, "image", fates, leaked)
+    images.tally(tally, "image", fates, leaked)
     # A second record does not make the first one less good.
-    _count(tally, "image", np.zeros(again.sum(), np.int8), leaked[again])
+    images.tally(tally, "image", np.zeros(again.sum(), np.int8), leaked[again])
     return Block(", ".join(texts).encode(), tally)
 
 
-@dataclass(frozen=True)
-class _Owned:
-    """Records of a kind that a block of images has.
-
-    Attributes:
-        numbers: ``[I]`` of the images.
-        counts: ``[I]`` records of each.
-        owner: ``[N]`` which of these images each record belongs to.
-        place: ``[N]`` the record's place within its image.
-        running: ``[N]`` its number in the release.
-        ids: ``[I]`` the image ids that the file gives: some belong to no image.
-        fates: ``[I]`` of the elements: KEPT, UNKNOWN_IMAGE, or MALFORMED (the element is none).
-    """
-
-    numbers: Numbers
-    counts: Numbers
-    owner: npt.NDArray[np.intp]
-    place: Numbers
-    running: Numbers
-    ids: Numbers
-    fates: Fates
-
-    @classmethod
-    def of(
-        cls, images: _Images, name: str, total: int, spread: int, first: int, stop: int
-    ) -> _Owned:
-        request = images.request
-        shares = Shares(request.seed, f"vg/{name}", total, images.count, spread)
-        numbers = np.arange(first, stop)
-        starts, counts = shares.starts(numbers), shares.counts(numbers)
-        owner = np.repeat(np.arange(len(numbers)), counts)
-        place = np.arange(len(owner)) - np.repeat(np.cumsum(counts) - counts, counts)
-        draw = uniform(request.seed, f"vg/{name}/elements", numbers)
-        fates = np.full(len(numbers), Fate.KEPT, dtype=np.int8)
-        orphans, broken = request.invalid * _ORPHAN_ELEMENTS, request.invalid * _MALFORMED_ELEMENTS
-        fates[draw < orphans + broken] = Fate.MALFORMED
-        fates[draw < orphans] = Fate.UNKNOWN_IMAGE
-        ids = images.ids(numbers)
-        ids = np.where(fates == Fate.UNKNOWN_IMAGE, images.no_id + numbers, ids)
-        return cls(numbers, counts, owner, place, starts[owner] + place, ids, fates)
-
-    def elements(self, texts: list[str], form: Callable[[int, str], str]) -> str:
-        """The records' texts, put together image by image."""
-        start = 0
-        elements = []
-        for row, (count, id_, fate) in enumerate(
-            zip(self.counts.tolist(), self.ids.tolist(), self.fates.tolist(), strict=True)
-        ):
-            inner = ", ".join(texts[start : start + count])
-            start += count
-            broken = fate == Fate.MALFORMED
-            elements.append(_NO_ELEMENTS[row % len(_NO_ELEMENTS)] if broken else form(id_, inner))
-        return ", ".join(elements)
-
-    def count(self, images: _Images, kind: str, fates: Fates) -> Tally:
-        """What becomes of the records, with what becomes of their elements and images."""
-        tally = Tally()
-        leaked = images.leaked(self.numbers)
-        broken = self.fates == Fate.MALFORMED
-        # Nobody can tell how many records such an element would have had: it counts as one.
-        _count(tally, kind, self.fates[broken], leaked[broken])
-        lost = (images.fates(self.numbers) == Fate.MALFORMED) | (self.fates == Fate.UNKNOWN_IMAGE)
-        inside = ~broken[self.owner]
-        owner = self.owner[inside]
-        _count(tally, kind, without_image(fates[inside], lost[owner]), leaked[owner])
-        return tally
-
-
-_NO_ELEMENTS = ('"nothing"', "null", "12")
-
-
 def _drawn(
-    images: _Images, owned: _Owned, fates: Fates, random: np.random.Generator
+    images: VgImages, owned: Owned, fates: Fates, random: np.random.Generator
 ) -> tuple[Boxes, Iterator[list[int]]]:
     """Boxes, and the same in whole numbers that can be formatted."""
     width, height = images.sizes(owned.numbers)
@@ -312,10 +149,10 @@ def _drawn(
     return boxes, iter(finite(boxes).astype(np.int64).tolist())
 
 
-def _region_block(images: _Images, first: int, stop: int) -> Block:
+def _region_block(images: VgImages, first: int, stop: int) -> Block:
     request = images.request
     total = scaled(VG.regions, request.scale)
-    owned = _Owned.of(images, "regions", total, 35, first, stop)
+    owned = Owned.of(images, "regions", total, 35, first, stop)
     random = block_random(request.seed, "vg/regions", first)
     count = len(owned.owner)
     fates = choose_fates(
@@ -350,7 +187,7 @@ def _region_block(images: _Images, first: int, stop: int) -> Block:
 
 
 def _phrases(
-    owned: _Owned, fates: Fates, keys: Keys, random: np.random.Generator
+    owned: Owned, fates: Fates, keys: Keys, random: np.random.Generator
 ) -> tuple[list[str], Fates]:
     """Phrases; those that overlap repeat an earlier one of their image that is kept.
 
@@ -388,7 +225,7 @@ class _Objects:
         keys: ``[N]`` random bits.
     """
 
-    owned: _Owned
+    owned: Owned
     fates: Fates
     boxes: Boxes
     heads: list[str]
@@ -396,10 +233,10 @@ class _Objects:
     keys: Keys
 
     @classmethod
-    def of(cls, images: _Images, first: int, stop: int) -> _Objects:
+    def of(cls, images: VgImages, first: int, stop: int) -> _Objects:
         request = images.request
         total = scaled(VG.objects, request.scale)
-        owned = _Owned.of(images, "objects", total, 25, first, stop)
+        owned = Owned.of(images, "objects", total, 25, first, stop)
         random = block_random(request.seed, "vg/objects", first)
         fates = choose_fates(
             random,
@@ -443,7 +280,7 @@ class _Objects:
         rewrite(texts, np.flatnonzero(self.fates == Fate.BOX_NOT_FINITE), not_finite)
 
 
-def _object_block(images: _Images, first: int, stop: int) -> Block:
+def _object_block(images: VgImages, first: int, stop: int) -> Block:
     objects = _Objects.of(images, first, stop)
     texts = [head + tail for head, tail in zip(objects.heads, objects.tails, strict=True)]
     objects.rewrite(texts)
@@ -453,7 +290,7 @@ def _object_block(images: _Images, first: int, stop: int) -> Block:
     return Block(text.encode(), owned.count(images, "object", objects.fates))
 
 
-def _attribute_block(images: _Images, first: int, stop: int) -> Block:
+def _attribute_block(images: VgImages, first: int, stop: int) -> Block:
     """The same objects once more; three in four have attributes, the others not even the key."""
     objects = _Objects.of(images, first, stop)
     owned, keys = objects.owned, mixed(objects.keys ^ np.uint64(2))

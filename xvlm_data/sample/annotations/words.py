@@ -20,6 +20,11 @@ from xvlm_data.sample.annotations.chance import Keys, Weighted, mixed, sixteen_b
 MOST_PHRASES = 128
 _NOUNS_IN_ALL = 20 * 2 * MOST_PHRASES
 
+
+def _listed(text: str) -> tuple[str, ...]:
+    return tuple(" ".join(chunk.split()) for chunk in text.split(","))
+
+
 _COMMON_NOUNS = """
 man woman person people boy girl child baby dog cat horse cow sheep bird elephant giraffe zebra
 bear car truck bus train boat plane bike motorcycle wheel tire window door wall floor roof ceiling
@@ -39,120 +44,51 @@ racket ball bat net court player umpire crowd surfboard skateboard snowboard ski
 glasses sunglasses uniform jersey vest apron toy doll teddy candle fan
 """
 
-_HEADS = (
-    *("a", "the", "the white", "a black", "a man's", "the green", "white", "a large", "black"),
-    *(
-        "a small",
-        "the blue",
-        "two",
-        "a red",
-        "brown",
-        "the woman's",
-        "a wooden",
-        "yellow",
-        "a tall",
-    ),
-    *("the silver", "an orange", "an old", "three", "the girl's", "a metal", "gray", "the dark"),
-    *("a pink", "long", "a clear", "the open", "bright", "a striped", "a caf\u00e9"),
+_HEADS = _listed(
+    """a, the, the white, a black, a man's, the green, a white, a large, black, a small, the blue,
+    two, a red, brown, the woman's, a wooden, a yellow, a tall, the silver, an orange, an old,
+    three, the girl's, a metal, gray, the dark, a pink, a long, a clear, the open, bright,
+    a striped, a caf\u00e9"""
 )
-_TAILS = (
-    *(
-        "on the ground",
-        "in the background",
-        "is white",
-        "in the air",
-        "is very green",
-        "on the left",
-    ),
-    *("is on top", "made of brick", "in the distance", "standing up", "is very shiny"),
-    *("on the right", "at the front", "looking down", "is parked outside", "seen from behind"),
-    *(
-        "behind everything else",
-        "that is empty",
-        "next to another",
-        "with many colors",
-        "is turned off",
-    ),
-    *("in full bloom", "covered in dust", 'says "stop" twice', "not fully visible"),
+_TAILS = _listed(
+    """on the ground, in the background, is bright white, in the air, is very green, on the left,
+    is standing alone, made of brick, in the distance, standing straight up, is very shiny,
+    on the right, at the front, looking straight down, is parked outside, seen from behind,
+    behind everything else, that is empty, next to another, with many colors, is turned off,
+    in full bloom, covered in dust, says "stop" twice, not fully visible"""
 )
-_LINKS = (
-    *("on the", "of a", "in the", "with a", "on top of the", "is next to the", "behind the"),
-    *("has a white", "near the", "under a", "wearing a", "in front of a", "holding the", "above a"),
-    *("is sitting on the", "leaning against a", "attached to the", "over the small"),
+_LINKS = _listed(
+    """on the, of a, in the, with a, on top of the, is next to the, behind the, has a white,
+    near the, under a, wearing a, in front of a, holding the, above a, is sitting on the,
+    leaning against a, attached to the, over the small"""
 )
-_OPENERS = (
-    *(
-        "A",
-        "The",
-        "A man and a",
-        "There is a",
-        "A large",
-        "Two people near a",
-        "A young",
-        "A white",
-    ),
-    *("An old", "A group of people beside a", "This is a", "A close up of a", "A small", "A black"),
-    *("A picture of a", "Several people around a", "A wooden", "a", "An empty"),
+_OPENERS = _listed(
+    """A, The, A man and a, There is a, A large, Two people near a, A young, A white, An old,
+    A group of people beside a, This is a, A close up of a, A small, A black, A picture of a,
+    Several people around a, A wooden, a, An empty"""
 )
-_ACTIONS = (
-    *("sitting", "standing", "that is parked", "sitting on top", "next to some trees", "flying"),
-    *("walking slowly", "standing in the middle", "being held", "covered with snow", "on display"),
-    *("waiting", "with its lights on", "lying", "in black and white", "riding along", "hanging"),
-    *("resting on the ground", "in motion", "filled with food", "that was left"),
+_ACTIONS = _listed(
+    """sitting, standing, that is parked, sitting on top, next to some trees, flying,
+    walking slowly, standing in the middle, being held, covered with snow, on display, waiting,
+    with its lights on, lying, in black and white, riding along, hanging, resting on the ground,
+    in motion, filled with food, that was left"""
 )
-_PLACES = (
-    *(
-        "on a",
-        "in front of a",
-        "next to a",
-        "near the",
-        "beside a large",
-        "on top of a",
-        "behind a",
-    ),
-    *("under the", "in the", "by a small", "with a", "at the", "across from a red", "over the"),
+_PLACES = _listed(
+    """on a, in front of a, next to a, near the, beside a large, on top of a, behind a, under the,
+    in the, by a small, with a, at the, across from a red, over the"""
 )
-_LOOKS = (
-    *(
-        "wooden",
-        "busy city",
-        "white",
-        "large",
-        "green",
-        "sandy",
-        "dirty",
-        "crowded",
-        "brightly lit",
-    ),
-    *("small", "wide open", "colorful", "metal", "grassy", "stone", "snow covered", "tall", "red"),
+_LOOKS = _listed(
+    """wooden, busy city, white, large, green, sandy, dirty, crowded, brightly lit, small,
+    wide open, colorful, metal, grassy, stone, snow covered, tall, red"""
 )
+# The official files have outer white space here too.
 ATTRIBUTES = (
-    *(
-        "white",
-        "black",
-        "green",
-        "brown",
-        "blue",
-        "red",
-        "wooden",
-        "large",
-        "small",
-        "gray",
-        "tall",
+    *_listed(
+        """white, black, green, brown, blue, red, wooden, large, small, gray, tall, yellow, metal,
+        standing, silver, sitting, parked, orange, long, dark, pink, round, open, made of brick,
+        plastic, striped, old, clear, walking"""
     ),
-    *(
-        "yellow",
-        "metal",
-        "standing",
-        "silver",
-        "sitting",
-        "parked",
-        "orange",
-        "long",
-        "dark",
-        "pink",
-    ),
-    *("round", "open", "made of brick", "plastic", "striped", "old", "clear", "on ", "walking"),
+    "on ",
 )
 _LONGER_BY = ("today", "together", "again", "somewhere")
 
