@@ -25,7 +25,7 @@ from tests.shared import shared_path
 from xvlm_data.errors import UserError
 from xvlm_data.leaks import evaluation_ids
 from xvlm_data.rules import Rules
-from xvlm_data.sources.cc3m import name_image as cc3m_name
+from xvlm_data.sources.url_list import name_by_digest as cc3m_name
 
 KEEP_ALL = Rules(min_area=0, max_text_overlap=1)
 
