@@ -6,17 +6,16 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from unittest import mock
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from tests.data.raw_releases import Silent
-from xvlm_data import records as record_tables
-from xvlm_data.records import Records
+from xvlm_data.engines import Inline
+from xvlm_data.journal import Journal
+from xvlm_data.reading import READ_FOLDER, Records
+from xvlm_data.records import TABLES
 from xvlm_data.sources import Request, get_source
-
-CAPTION, REGION, OBJECT, QUESTION = 0, 1, 2, 3
+from xvlm_data.spill import open_spill
 
 
 @dataclass
@@ -33,28 +32,49 @@ class Read:
 
     def extras(self, column: pa.Field) -> list[Any]:
         """Elements of the source's own column, as the manifest will hold them."""
-        texts = [row["extra"] for row in self.of_kind(QUESTION) if row["problem"] is None]
+        texts = [row["extra"] for row in self.annotations if row["extra"] and not row["problem"]]
         return pa.array([json.loads(text) for text in texts], column.type.value_type).to_pylist()
 
 
+class _Uncut(Records):
+    """Spills as they were written, in which annotations still have their keys."""
+
+    complete = False
+
+    def images_complete(self) -> None:
+        self.flush()
+        self.complete = True
+
+    def _add(self, name: str, columns: Any) -> None:
+        assert name != "images" or not self.complete, "an image after images_complete()"
+        super()._add(name, columns)
+
+
 def read_source(name: str, root: Path, folder: Path, split: str = "train") -> Read:
-    folder.mkdir(parents=True, exist_ok=True)
+    source = get_source(name)
     request = Request(root.resolve(), split, Silent().reading)
-    schema = record_tables.ANNOTATIONS
-    if "extra" not in schema.names:
-        schema = schema.append(pa.field("extra", pa.string()))
-    with mock.patch.dict(record_tables.TABLES, {"annotations": schema}):
-        records = Records(folder)
-        with records:
-            get_source(name).read(request, records)
-    tables = {}
-    for table in ("images", "annotations"):
-        rows = pq.read_table(records.paths[table]).to_pylist()
-        for row in rows:
-            _, place = records.parts[row["part"]]
-            index, sub = row["index"], row.get("sub")
-            row["place"] = place.format(index=index, line=index + 1, sub=sub)
-            row["file"] = records.parts[row["part"]][0].name
-        tables[table] = rows
+    with Journal(folder / ".journal", {}) as journal:
+        records = _Uncut(request, journal, Inline(), merge_images=source.merge_images, size=1000)
+        source.read(request, records)
+        records.flush()
+        tables = {name: _rows(records, journal, name) for name in ("images", "annotations")}
+        journal.discard()
     inputs = [path.name for path in request.inputs]
     return Read(tables["images"], tables["annotations"], request.notes, inputs)
+
+
+def _rows(records: Records, journal: Journal, name: str) -> list[dict[str, Any]]:
+    rows = []
+    for spill in records.spills:
+        if name not in spill["tables"]:
+            continue
+        file = journal.folder / READ_FOLDER / spill["tables"][name]["file"]
+        for found in open_spill(file).read_all().to_pylist():
+            row = dict.fromkeys(TABLES[name].names) | found
+            row["index"] += spill["base"]
+            path, place = records.parts[row["part"]]
+            index = row["index"]
+            row["place"] = place.format(index=index, line=index + 1, sub=row.get("sub"))
+            row["file"] = path.name
+            rows.append(row)
+    return rows

@@ -7,10 +7,11 @@ from pathlib import Path
 import pytest
 
 from tests.data.raw_releases import build_all, write_image
-from tests.data.source_records import CAPTION, read_source
+from tests.data.source_records import read_source
 from tests.shared import shared_path
 from xvlm_data.errors import UserError
-from xvlm_data.sources.cc3m import name_image
+from xvlm_data.records import CAPTION
+from xvlm_data.sources.url_list import name_by_digest
 
 
 def release(root: Path, data: bytes) -> Path:
@@ -25,7 +26,7 @@ def test_real_lines(tmp_path: Path) -> None:
     read = read_source("cc12m", excerpt, tmp_path / "r")
     assert [r["text"] for r in read.of_kind(CAPTION)] == [text for _, text in lines]
     assert "<PERSON>" in read.annotations[2]["text"]
-    assert [r["paths"] for r in read.images] == [name_image(url)[1] for url, _ in lines]
+    assert [r["paths"] for r in read.images] == [name_by_digest(url)[1] for url, _ in lines]
     assert [r["key"] for r in read.images] == [r["key"] for r in read.annotations]
     summary, _, _ = build_all("cc12m", excerpt, tmp_path / "m")
     assert summary["counts"]["images"]["rejected"] == {"missing_image": 3}
@@ -34,7 +35,7 @@ def test_real_lines(tmp_path: Path) -> None:
 def test_persons_stay_in_the_manifest(tmp_path: Path) -> None:
     url = "http://example.org/1.jpg?a=b&c=d"
     root = release(tmp_path / "raw", f"{url}\tPhoto  <PERSON>,\u00a0at home \n".encode())
-    write_image(root / name_image(url)[1][0])
+    write_image(root / name_by_digest(url)[1][0])
     _, rows, rejects = build_all("cc12m", root, tmp_path / "m")
     assert [row["caption"] for row in rows] == ["Photo <PERSON>, at home"]
     assert rejects == []
@@ -58,13 +59,6 @@ def test_wrong_lines_are_told_and_add_up(tmp_path: Path) -> None:
     assert len(read.images) == len(lines)
     assert len(read.annotations) == 2
     assert len({r["key"] for r in read.annotations}) == 1
-
-
-def test_a_header_for_a_download_tool_is_no_record(tmp_path: Path) -> None:
-    root = release(tmp_path / "raw", b"url\tcaption\nhttp://a.org/1.jpg\tgood\n")
-    read = read_source("cc12m", root, tmp_path / "r")
-    assert [(r["place"], r["problem"]) for r in read.images] == [("line 2", None)]
-    assert any("header" in note for note in read.notes)
 
 
 def test_without_the_list(tmp_path: Path) -> None:

@@ -11,9 +11,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.data.raw_releases import write_json
-from tests.data.source_records import CAPTION, QUESTION, REGION, read_source
+from tests.data.source_records import read_source
 from tests.shared import shared_path
 from xvlm_data.errors import UserError
+from xvlm_data.records import CAPTION, QUESTION, REGION
 from xvlm_data.sources.flickr30k_entities import PHRASES, parse_phrases, read_boxes
 
 LINE = "[/EN#1/people Two men] in [/EN#2/clothing/other red hats] see [/EN#0/notvisual it] ."

@@ -12,11 +12,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.data.raw_releases import write_json
-from tests.data.source_records import QUESTION, Read, read_source
+from tests.data.source_records import Read, read_source
 from tests.data.test_sources_flickr30k import picture
 from tests.data.test_sources_nlvr2 import line
 from tests.data.test_sources_refcoco import ref, release
 from tests.data.test_sources_vqa import annotation, question
+from xvlm_data.records import QUESTION
 
 #: Also lone surrogates, and integers that no column holds.
 _TEXT = st.text(st.characters(exclude_categories=[]), max_size=8)

@@ -10,10 +10,11 @@ from typing import Any
 import pytest
 
 from tests.data.raw_releases import write_json
-from tests.data.source_records import QUESTION, REGION, read_source
+from tests.data.source_records import read_source
 from tests.shared import shared_path
 from xvlm_data.errors import UserError
 from xvlm_data.raw.pickles import plain_text, read_pickle
+from xvlm_data.records import QUESTION, REGION
 from xvlm_data.sources import get_source
 from xvlm_data.sources.base import Request
 from xvlm_data.sources.references import REFS

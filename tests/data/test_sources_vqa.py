@@ -10,9 +10,10 @@ from typing import Any
 import pytest
 
 from tests.data.raw_releases import write_json
-from tests.data.source_records import QUESTION, read_source
+from tests.data.source_records import read_source
 from tests.shared import shared_path
 from xvlm_data.errors import UserError
+from xvlm_data.records import QUESTION
 from xvlm_data.sources.vqa import QUESTIONS
 
 

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import pickle
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, BinaryIO, NoReturn
 
 from xvlm_data.errors import UserError
 from xvlm_data.raw.files import open_raw
+from xvlm_data.storage import AnyPath
 
 #: The largest official file has some 40 MB.
 MAX_PICKLE = 1 << 30
@@ -55,7 +55,7 @@ class _Counted:
         return self._tell(self._file.readline())
 
 
-def read_pickle(path: Path, *, on_bytes: Callable[[int], None] | None = None) -> Any:
+def read_pickle(path: AnyPath, *, on_bytes: Callable[[int], None] | None = None) -> Any:
     """The plain data in a pickle, all of it at once.
 
     Args:

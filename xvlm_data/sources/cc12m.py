@@ -7,13 +7,12 @@ Names of persons are ``<PERSON>`` in the release and stay so. There is no offici
 from __future__ import annotations
 
 from xvlm_data.raw.files import find_file
-from xvlm_data.records import Records
-from xvlm_data.sources.base import Request
-from xvlm_data.sources.cc3m import name_image
-from xvlm_data.sources.url_captions import read_url_captions
+from xvlm_data.reading import Records
+from xvlm_data.sources.base import Request, Source
+from xvlm_data.sources.url_list import read_tsv
 
 
-class Cc12m:
+class Cc12m(Source):
     """See the module."""
 
     name = "cc12m"
@@ -21,6 +20,7 @@ class Cc12m:
         "list: free for any purpose, acknowledgement of Google LLC appreciated; images: unknown"
     )
     merge_images = True
+    url_list = True
 
     def read(self, request: Request, records: Records) -> None:
         """See `Source.read`."""
@@ -29,7 +29,7 @@ class Cc12m:
                 f"cc12m has no official split: all its images are labelled {request.split!r}"
             )
         path = find_file(request.root, ["cc12m.tsv"], "list of URLs and captions")
-        read_url_captions("cc12m", path, "url, caption", request, records, name_image)
+        read_tsv("cc12m", path, request, records, url_first=True)
 
 
 SOURCE = Cc12m()

@@ -15,7 +15,6 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
-from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -23,11 +22,13 @@ import msgspec
 from xvlm_data.errors import UserError
 from xvlm_data.raw.files import check_root, find_file
 from xvlm_data.raw.json_arrays import Int64
-from xvlm_data.records import CAPTION, Records, pixel_sides
-from xvlm_data.sources.base import Request
+from xvlm_data.reading import Records
+from xvlm_data.records import CAPTION, pixel_sides
+from xvlm_data.sources.base import Request, Source
 from xvlm_data.sources.flickr30k_entities import PHRASES, Entities, EntitiesFolder
-from xvlm_data.sources.questions import Later, convert_each, note_read, pick_split
+from xvlm_data.sources.questions import Later, convert_each, pick_split
 from xvlm_data.sources.url_list import image_key
+from xvlm_data.storage import AnyPath
 
 _SPLITS = {name: name for name in ("train", "val", "test")}
 _LISTS = {f"entities-{name}": f"{name}.txt" for name in _SPLITS}
@@ -80,7 +81,7 @@ class _Picture:
         return image_key(self.name) if number is None else number
 
 
-class Flickr30k:
+class Flickr30k(Source):
     """See the module.
 
     Attributes:
@@ -93,7 +94,6 @@ class Flickr30k:
         "images: non-commercial research and education only, Flickr terms; captions: cite the "
         "authors"
     )
-    merge_images = False
     evaluation = True
     extra = PHRASES
 
@@ -104,7 +104,7 @@ class Flickr30k:
         entities = EntitiesFolder.find(request.root)
         if entities is not None:
             for folder in ("Sentences", "Annotations"):
-                note_read(entities.root / folder, request.inputs)
+                request.inputs.append(entities.root / folder)
         later = Later()
         if request.split in _LISTS:
             pictures, part, captions = _read_list(request, records, entities)
@@ -113,6 +113,7 @@ class Flickr30k:
             if entities is None:
                 request.notes.append("no Flickr30K Entities: the manifest has no regions")
         _write(pictures, part, captions, entities, request.root, records, later)
+        records.images_complete()
         later.write(records)
         if entities is not None:
             request.notes.extend(entities.notes())
@@ -170,9 +171,9 @@ def _read_list(
             "unpack its annotations.zip there",
         )
     name = _LISTS[request.split]
-    places = [Path(), entities.root.relative_to(request.root), Path("entities_splits")]
+    folder = entities.root.relative_to(request.root).as_posix()
     path = find_file(
-        request.root, [(place / name).as_posix() for place in places], "split of Entities"
+        request.root, [name, f"{folder}/{name}", f"entities_splits/{name}"], "split of Entities"
     )
     part = records.part(path, "line {line}")
 
@@ -193,7 +194,7 @@ def _write(
     part: int,
     captions_part: int,
     entities: EntitiesFolder | None,
-    root: Path,
+    root: AnyPath,
     records: Records,
     later: Later,
 ) -> None:

@@ -16,14 +16,15 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from math import isfinite
-from pathlib import Path
 
 import msgspec
 import numpy as np
 import pyarrow as pa
 
-from xvlm_data.records import REGION, Records
+from xvlm_data.reading import Records
+from xvlm_data.records import REGION
 from xvlm_data.sources.questions import TakesAnnotations, write_questions
+from xvlm_data.storage import AnyPath
 from xvlm_data.text import normalise_texts
 
 #: The column ``phrases``: one element a phrase of a caption, in raw order, also without boxes. A
@@ -94,12 +95,12 @@ class EntitiesFolder:
         counts: of images without sentences, and of phrases by what they have no box for.
     """
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: AnyPath) -> None:
         self.root = root
         self.counts: Counter[str] = Counter()
 
     @classmethod
-    def find(cls, root: Path) -> EntitiesFolder | None:
+    def find(cls, root: AnyPath) -> EntitiesFolder | None:
         """The release within a folder, or None where there is none."""
         places = [root / folder for folder in _FOLDERS]
         found = [p for p in places if (p / "Sentences").is_dir() and (p / "Annotations").is_dir()]
@@ -254,7 +255,7 @@ class _NoDoctype(ET.TreeBuilder):
         raise ValueError("it declares a document type")
 
 
-def read_boxes(path: Path) -> Boxes:
+def read_boxes(path: AnyPath) -> Boxes:
     """The boxes of an XML file; never raises for what is in it."""
     place = f"{path.parent.name}/{path.name}"
     data = _read_small(path)
@@ -301,7 +302,7 @@ def _box(drawn: ET.Element) -> Box | None:
     return (left - 1, top - 1, right - left + 1, bottom - top + 1)
 
 
-def _read_small(path: Path) -> bytes | None:
+def _read_small(path: AnyPath) -> bytes | None:
     """The bytes of a file; None where it is not there, or far larger than any official one."""
     try:
         with path.open("rb") as file:

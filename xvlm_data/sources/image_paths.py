@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
+
+from xvlm_data.storage import AnyPath, is_local
 
 TRAIN2014, VAL2014, TEST2015 = "train2014", "val2014", "test2015"
 
@@ -37,19 +38,20 @@ def joined(*pieces: pa.Array | str) -> pa.Array:
     return pc.binary_join_element_wise(*pieces, "")
 
 
-def coco_root(root: Path, part: str) -> Path:
+def coco_root(root: AnyPath, part: str) -> AnyPath:
     """The folder that COCO's images lie under: this release's, or a coco folder beside it.
 
     Args:
         root: folder of a release that uses COCO's images.
         part: which of them: train2014, val2014 or test2015.
     """
-    root = root.resolve()
+    if is_local(root):
+        root = root.resolve()
     usual = (root, root / "coco", root.parent / "coco", root.parent, root.parent.parent / "coco")
     return next((place for place in usual if _present(place, part)), root)
 
 
-def coco_paths(ids: npt.NDArray[np.int64], root: Path, part: str) -> pa.ListArray:
+def coco_paths(ids: npt.NDArray[np.int64], root: AnyPath, part: str) -> pa.ListArray:
     """Where images of COCO may lie under ``root``, by their ids.
 
     The same pictures have other names in the 2017 release, and either will do. Where no folder is
@@ -72,6 +74,6 @@ def coco_paths(ids: npt.NDArray[np.int64], root: Path, part: str) -> pa.ListArra
     return as_lists(paths)
 
 
-def _present(root: Path, part: str) -> list[str]:
+def _present(root: AnyPath, part: str) -> list[str]:
     folders = [prefix + name for name in _COCO_FOLDERS[part] for prefix in _PREFIXES]
     return [folder for folder in folders if (root / folder).is_dir()]

@@ -20,8 +20,8 @@ import numpy as np
 import pyarrow as pa
 
 from xvlm_data.raw.files import find_file
-from xvlm_data.records import Records
-from xvlm_data.sources.base import Request
+from xvlm_data.reading import Records
+from xvlm_data.sources.base import Request, Source
 from xvlm_data.sources.image_paths import as_lists, joined
 from xvlm_data.sources.questions import Later, pick_split, write_malformed, write_questions
 from xvlm_data.sources.url_list import image_key
@@ -61,18 +61,19 @@ class _Line(msgspec.Struct, gc=False):
     directory: int | str | None = None
 
 
-class Nlvr2:
+class Nlvr2(Source):
     """See the module.
 
     Attributes:
         evaluation: no rule that is a choice applies by itself.
+        normalised_boxes: there are no boxes that would need the image's size.
         extra: the column ``pairs``.
     """
 
     name = "nlvr2"
     licence = "sentences and labels CC BY 4.0; images: not licensed by the authors"
-    merge_images = False
     evaluation = True
+    normalised_boxes = True
     extra = PAIRS
 
     def read(self, request: Request, records: Records) -> None:
@@ -99,6 +100,7 @@ class Nlvr2:
             write_malformed(later, part, malformed)
             _write_images(good, folders or [f"images/{name}"], images_part, written, records)
             _write_pairs(good, part, seen, later)
+        records.images_complete()
         later.write(records)
 
 

@@ -14,7 +14,6 @@ from __future__ import annotations
 import csv
 import io
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -22,12 +21,14 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from xvlm_data.errors import UserError
-from xvlm_data.raw.csv_blocks import CsvBlock, read_csv_blocks, to_floats
+from xvlm_data.raw.csv_lines import CsvBlock, CsvHeader, parse_lines, read_header, to_floats
 from xvlm_data.raw.files import find_file, find_optional, open_raw
-from xvlm_data.records import OBJECT, Records
-from xvlm_data.sources.base import Request
+from xvlm_data.reading import Records
+from xvlm_data.records import OBJECT, Sink
+from xvlm_data.sources.base import Request, Source
 from xvlm_data.sources.image_paths import as_lists, joined
-from xvlm_data.sources.questions import note_read, pick_split
+from xvlm_data.sources.questions import pick_split
+from xvlm_data.storage import AnyPath
 from xvlm_data.text import category_text
 
 _PARTS = {"train": "train", "val": "validation", "validation": "validation", "test": "test"}
@@ -39,7 +40,7 @@ _HEX = np.zeros(256, np.uint8)
 _HEX[[ord(digit) for digit in "0123456789abcdef"]] = np.arange(16)
 
 
-class OpenImages:
+class OpenImages(Source):
     """See the module.
 
     Attributes:
@@ -59,12 +60,37 @@ class OpenImages:
         path = _find_boxes(request, part)
         names = _class_names(request, part, path)
         folders = _image_folders(request.root, part)
-        place = records.part(path, "line {line}")
-        with request.progress(path.name, note_read(path, request.inputs)) as advance:
-            for block in read_csv_blocks(path, _COLUMNS, ["IsGroupOf"], on_bytes=advance):
-                records.malformed(OBJECT, place, block.malformed)
-                if len(block.lines):
-                    _write_block(block, place, names, folders, records)
+        convert = _Converter(
+            read_header(path, _COLUMNS, ["IsGroupOf"]),
+            names,
+            folders,
+            records.part(path, "line {line}"),
+        )
+        records.read_lines(path, convert)
+
+
+@dataclass(frozen=True)
+class _Names:
+    """Classes: the MID of each, and its text."""
+
+    labels: pa.Array
+    texts: pa.Array
+
+
+@dataclass(frozen=True)
+class _Converter:
+    """Makes records of lines; workers have a copy each."""
+
+    header: CsvHeader
+    names: _Names
+    folders: list[str]
+    part: int
+
+    def __call__(self, first: int, lines: list[bytes], sink: Sink) -> None:
+        block = parse_lines(self.header, first, lines)
+        sink.malformed(OBJECT, self.part, block.malformed)
+        if len(block.lines):
+            _write_block(block, self.part, self.names, self.folders, sink)
 
 
 def image_keys(ids: pa.Array) -> npt.NDArray[np.int64]:
@@ -80,14 +106,12 @@ def image_keys(ids: pa.Array) -> npt.NDArray[np.int64]:
     return numbers.astype(np.int64)
 
 
-def _write_block(
-    block: CsvBlock, part: int, names: _Names, folders: list[str], records: Records
-) -> None:
+def _write_block(block: CsvBlock, part: int, names: _Names, folders: list[str], sink: Sink) -> None:
     ids = block.columns["ImageID"]
     named = pc.match_substring_regex(ids, "^[0-9a-f]{16}$")
     good = named.to_numpy(zero_copy_only=False)
     keys = image_keys(pc.if_else(named, ids, "0" * 16))
-    _write_images(ids.filter(named), keys[good], block.lines[good], part, folders, records)
+    _write_images(ids.filter(named), keys[good], block.lines[good], part, folders, sink)
     faults = _Faults(len(ids))
     faults.add(~good, "malformed", "ImageID is not 16 hexadecimal digits: ", ids)
     sides = {}
@@ -107,7 +131,7 @@ def _write_block(
     places = pc.index_in(labels, value_set=names.labels)
     unknown = places.is_null().to_numpy(zero_copy_only=False)
     faults.add(unknown, "unknown_category", "no class description has ", labels)
-    records.annotations(
+    sink.annotations(
         {
             "key": pa.array(keys, pa.int64(), mask=~good),
             "kind": np.full(len(ids), OBJECT, np.int8),
@@ -149,7 +173,7 @@ def _write_images(
     lines: npt.NDArray[np.int64],
     part: int,
     folders: list[str],
-    records: Records,
+    sink: Sink,
 ) -> None:
     """One record an image of the block, where it first appears; the builder merges blocks."""
     _, first = np.unique(keys, return_index=True)
@@ -163,7 +187,7 @@ def _write_images(
         start, digit, end = folder.partition("?")
         pieces = [start, archives, end] if digit else [folder]
         paths.append(joined(*pieces, "/", ids, ".jpg"))
-    records.images(
+    sink.images(
         {
             "key": keys[first],
             "id": joined("openimages/", ids),
@@ -174,7 +198,7 @@ def _write_images(
     )
 
 
-def _image_folders(root: Path, part: str) -> list[str]:
+def _image_folders(root: AnyPath, part: str) -> list[str]:
     """Where images lie; ``?`` stands for the first digit, by which archives are divided."""
     plain = [part, f"images/{part}", f"{part}/data"]
     divided = [f"{part}_?", f"{part}/{part}_?", f"images/{part}_?"]
@@ -183,7 +207,7 @@ def _image_folders(root: Path, part: str) -> list[str]:
     return found or [part]
 
 
-def _find_boxes(request: Request, part: str) -> Path:
+def _find_boxes(request: Request, part: str) -> AnyPath:
     names = [f"oidv6-{part}-annotations-bbox.csv", f"{part}-annotations-bbox.csv"]
     places = [folder + name for name in names for folder in ("", "annotations/", f"{part}/")]
     places.append(f"{part}/labels/detections.csv")
@@ -194,15 +218,7 @@ def _find_boxes(request: Request, part: str) -> Path:
     return path
 
 
-@dataclass(frozen=True)
-class _Names:
-    """Classes: the MID of each, and its text."""
-
-    labels: pa.Array
-    texts: pa.Array
-
-
-def _class_names(request: Request, part: str, boxes: Path) -> _Names:
+def _class_names(request: Request, part: str, boxes: AnyPath) -> _Names:
     """Names by MID, from the list of the same release as the boxes and then from the others."""
     releases = ["oidv6-", "oidv7-", ""] if boxes.name.startswith("oidv6-") else ["", "oidv7-"]
     files = [f"{release}class-descriptions-boxable.csv" for release in (*releases, "oidv6-")]
@@ -218,11 +234,11 @@ def _class_names(request: Request, part: str, boxes: Path) -> _Names:
     return _Names(pa.array(list(names), pa.string()), pa.array(list(names.values()), pa.string()))
 
 
-def _read_names(path: Path, request: Request) -> dict[str, str]:
+def _read_names(path: AnyPath, request: Request) -> dict[str, str]:
     """MID to text; a first line whose MID does not look like one is a header."""
-    note_read(path, request.inputs)
-    with open_raw(path) as file:
+    with request.reading(path) as advance, open_raw(path) as file:
         data = file.read(_MAX_NAMES + 1)
+        advance(len(data))
     if len(data) > _MAX_NAMES:
         raise UserError(f"{path}: too large for class descriptions", "is it the right file?")
     try:

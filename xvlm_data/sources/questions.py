@@ -7,7 +7,6 @@ as JSON, in the annotations' ``extra``.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 import msgspec
@@ -17,16 +16,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from xvlm_data.errors import UserError
-from xvlm_data.records import Columns, Records
+from xvlm_data.records import QUESTION, Columns, Sink
 
 T = TypeVar("T")
 
-#: The kind of such a record in ``records.ANNOTATIONS``.
-QUESTION = 3
-
 
 class TakesAnnotations(Protocol):
-    """:class:`Records`, or :class:`Later`."""
+    """:class:`Sink`, or :class:`Later`."""
 
     def annotations(self, columns: Columns) -> None:
         """Add rows of ``records.ANNOTATIONS``."""
@@ -40,10 +36,10 @@ class Later:
         self._waiting: list[Columns] = []
 
     def annotations(self, columns: Columns) -> None:
-        """As `Records.annotations`."""
+        """As `Sink.annotations`."""
         self._waiting.append({name: pa.array(values) for name, values in columns.items()})
 
-    def write(self, records: Records) -> None:
+    def write(self, records: Sink) -> None:
         """Write all of them, in the order in which they came."""
         for columns in self._waiting:
             records.annotations(columns)
@@ -87,7 +83,7 @@ def write_questions(
 def write_malformed(
     records: TakesAnnotations, part: int, elements: Sequence[tuple[int, str, bytes]]
 ) -> None:
-    """Questions that could not be decoded, as `Records.malformed` has them."""
+    """Questions that could not be decoded, as `Sink.malformed` has them."""
     if elements:
         write_questions(
             records,
@@ -129,10 +125,3 @@ def pick_split(source: str, split: str, known: dict[str, T]) -> T:
     if split not in known:
         raise UserError(f"{source} has no split {split!r}", f"choose from {', '.join(known)}")
     return known[split]
-
-
-def note_read(path: Path, inputs: list[Path]) -> int:
-    """Note that a file is read; returns its size in bytes."""
-    if path not in inputs:
-        inputs.append(path)
-    return path.stat().st_size if path.is_file() else 0

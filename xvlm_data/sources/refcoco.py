@@ -15,7 +15,6 @@ A text is ``sent``, the cleaned form that papers evaluate with; ``refs`` also ha
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -26,11 +25,13 @@ from xvlm_data.errors import UserError
 from xvlm_data.raw.files import find_file, find_optional
 from xvlm_data.raw.json_arrays import Int64
 from xvlm_data.raw.pickles import plain_text, read_pickle
-from xvlm_data.records import Records, pixel_sides
-from xvlm_data.sources.base import Request
+from xvlm_data.reading import Records
+from xvlm_data.records import pixel_sides
+from xvlm_data.sources.base import Request, Source
 from xvlm_data.sources.image_paths import TRAIN2014, coco_paths, coco_root
-from xvlm_data.sources.questions import convert_each, note_read
+from xvlm_data.sources.questions import convert_each
 from xvlm_data.sources.references import REFS, Reference, Sentence, write_references
+from xvlm_data.storage import AnyPath
 
 _NAMES = ("refcoco", "refcoco+", "refcocog")
 _DIVISIONS = ("unc", "google", "umd")
@@ -68,7 +69,7 @@ class _Category(msgspec.Struct):
     name: str
 
 
-class RefCoco:
+class RefCoco(Source):
     """See the module.
 
     Attributes:
@@ -79,12 +80,11 @@ class RefCoco:
 
     name = "refcoco"
     licence = "expressions: none stated, to be cited; images: COCO's, under their Flickr terms"
-    merge_images = False
     evaluation = True
     extra = REFS
     division = "unc"
 
-    def image_root(self, request: Request) -> Path:
+    def image_root(self, request: Request) -> AnyPath:
         """COCO's images may lie beside the release."""
         return coco_root(request.root, TRAIN2014)
 
@@ -98,16 +98,17 @@ class RefCoco:
             read_release(path, self.image_root(request), request, records)
             return
         instances = _find_instances(path, self.image_root(request))
-        with request.progress(path.name, note_read(path, request.inputs)) as advance:
+        with request.reading(path) as advance:
             references = _references(path, read_pickle(path, on_bytes=advance), split)
         objects = _read_instances(
             self.name, instances, references, self.image_root(request), request, records
         )
+        records.images_complete()
         _join(references, objects)
         sentences_part = records.part(path, "[{index}].sentences[{sub}]")
         write_references(references, records.part(path, "[{index}]"), sentences_part, records)
 
-    def _find(self, request: Request, division: str, split: str) -> Path:
+    def _find(self, request: Request, division: str, split: str) -> AnyPath:
         folders = [f"{self.name}/"]
         # The files of the three have the same names: a folder called refcoco holds no refcoco+.
         if request.root.resolve().name not in set(_NAMES) - {self.name}:
@@ -131,7 +132,7 @@ def _divided(split: str, usual: str) -> tuple[str, str]:
     return (first, rest) if first in _DIVISIONS and rest else (usual, split)
 
 
-def _find_instances(refs: Path, images: Path) -> Path:
+def _find_instances(refs: AnyPath, images: AnyPath) -> AnyPath:
     candidates = [refs.parent / "instances.json", images / "annotations/instances_train2014.json"]
     for path in candidates:
         if path.is_file():
@@ -143,7 +144,7 @@ def _find_instances(refs: Path, images: Path) -> Path:
     )
 
 
-def _references(path: Path, refs: Any, split: str) -> list[Reference]:
+def _references(path: AnyPath, refs: Any, split: str) -> list[Reference]:
     """What the list says, element by element; those of other splits are marked."""
     if not isinstance(refs, list):
         raise UserError(f"{path}: no list of references", "is it the right file?")
@@ -203,9 +204,9 @@ class _Objects:
 
 def _read_instances(
     source: str,
-    path: Path,
+    path: AnyPath,
     references: list[Reference],
-    images_at: Path,
+    images_at: AnyPath,
     request: Request,
     records: Records,
 ) -> _Objects:
@@ -252,7 +253,7 @@ def _write_images(
     referred: npt.NDArray[np.int64],
     wanted: npt.NDArray[np.int64],
     part: int,
-    images_at: Path,
+    images_at: AnyPath,
     records: Records,
 ) -> None:
     records.malformed_images(part, elements.malformed)

@@ -8,7 +8,6 @@ A text is ``raw``, what was typed; the release has no cleaned form.
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
 from typing import TypeVar
 
 import msgspec
@@ -17,11 +16,12 @@ import numpy as np
 from xvlm_data.errors import UserError
 from xvlm_data.raw.files import open_raw
 from xvlm_data.raw.json_arrays import Int64
-from xvlm_data.records import Records, pixel_sides
+from xvlm_data.reading import Records
+from xvlm_data.records import pixel_sides
 from xvlm_data.sources.base import Request
 from xvlm_data.sources.image_paths import TRAIN2014, coco_paths
-from xvlm_data.sources.questions import note_read
 from xvlm_data.sources.references import Reference, Sentence, write_references, write_sentences
+from xvlm_data.storage import AnyPath
 
 T = TypeVar("T")
 
@@ -57,7 +57,7 @@ class _Category(msgspec.Struct):
     name: str
 
 
-def read_release(path: Path, images_at: Path, request: Request, records: Records) -> None:
+def read_release(path: AnyPath, images_at: AnyPath, request: Request, records: Records) -> None:
     """Write images, expressions and the objects that they refer to.
 
     Args:
@@ -69,10 +69,11 @@ def read_release(path: Path, images_at: Path, request: Request, records: Records
     Raises:
         UserError: missing, no JSON, or of another shape.
     """
-    with request.progress(path.name, note_read(path, request.inputs)) as advance:
+    with request.reading(path) as advance:
         release = _decode(path, advance)
     images, bad_images = _convert(release.images, _Image)
     _write_images(images, bad_images, records.part(path, "images[{index}]"), images_at, records)
+    records.images_complete()
     references, expressions_of = _references(release)
     part = records.part(path, "annotations[{index}]")
     expressions_part = records.part(path, "refexps[{index}]")
@@ -118,7 +119,7 @@ def _references(release: _Release) -> tuple[list[Reference], list[Sentence]]:
 
 
 def _write_images(
-    images: dict[int, _Image], malformed: dict[int, str], part: int, root: Path, records: Records
+    images: dict[int, _Image], malformed: dict[int, str], part: int, root: AnyPath, records: Records
 ) -> None:
     records.malformed_images(part, [(number, why, b"") for number, why in malformed.items()])
     if images:
@@ -136,7 +137,7 @@ def _write_images(
         )
 
 
-def _decode(path: Path, advance: Callable[[int], None]) -> _Release:
+def _decode(path: AnyPath, advance: Callable[[int], None]) -> _Release:
     data = bytearray()
     with open_raw(path) as file:
         while chunk := file.read(_CHUNK):

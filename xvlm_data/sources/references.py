@@ -14,7 +14,7 @@ import msgspec
 import numpy as np
 import pyarrow as pa
 
-from xvlm_data.records import REGION, Records
+from xvlm_data.records import REGION, Sink
 from xvlm_data.sources.questions import write_questions
 from xvlm_data.text import normalise_texts
 
@@ -75,7 +75,7 @@ class Reference:
 
 
 def write_references(
-    references: Sequence[Reference], refs_part: int, sentences_part: int, records: Records
+    references: Sequence[Reference], refs_part: int, sentences_part: int, records: Sink
 ) -> None:
     """One region an expression, one element of ``refs`` an object."""
     _normalise(references)
@@ -101,7 +101,7 @@ def _normalise(references: Sequence[Reference]) -> None:
         sentence.text = text
 
 
-def write_sentences(references: Sequence[Reference], part: int, records: Records) -> None:
+def write_sentences(references: Sequence[Reference], part: int, records: Sink) -> None:
     """One region an expression."""
     sentences = [(ref, sentence) for ref in references for sentence in ref.sentences]
     if sentences:

@@ -12,7 +12,6 @@ concept, and an image is decoded once for the five or more that it has.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 
 import msgspec
 import numpy as np
@@ -22,8 +21,8 @@ import pyarrow.compute as pc
 
 from xvlm_data.raw.files import find_file, find_optional
 from xvlm_data.raw.json_arrays import Int64
-from xvlm_data.records import Records
-from xvlm_data.sources.base import Request
+from xvlm_data.reading import Records
+from xvlm_data.sources.base import Request, Source
 from xvlm_data.sources.image_paths import (
     TEST2015,
     TRAIN2014,
@@ -39,6 +38,7 @@ from xvlm_data.sources.questions import (
     write_malformed,
     write_questions,
 )
+from xvlm_data.storage import AnyPath
 from xvlm_data.text import normalise_texts
 
 Ids = npt.NDArray[np.int64]
@@ -92,21 +92,22 @@ class _Annotation(msgspec.Struct, gc=False):
     multiple_choice_answer: str | None = None
 
 
-class Vqa:
+class Vqa(Source):
     """See the module.
 
     Attributes:
         evaluation: no rule that is a choice applies by itself.
+        normalised_boxes: there are no boxes that would need the image's size.
         extra: the column ``questions``.
     """
 
     name = "vqa"
     licence = "questions and answers CC BY 4.0; images: COCO's, under their Flickr terms"
-    merge_images = False
     evaluation = True
+    normalised_boxes = True
     extra = QUESTIONS
 
-    def image_root(self, request: Request) -> Path:
+    def image_root(self, request: Request) -> AnyPath:
         """COCO's images may lie beside the release."""
         return coco_root(request.root, pick_split(self.name, request.split, _SPLITS)[1])
 
@@ -130,6 +131,7 @@ class Vqa:
         part = records.part(path, "questions[{index}]")
         asked = _read_questions(path, part, answers, request, later)
         _write_images(asked, part, self.image_root(request), coco_part, records)
+        records.images_complete()
         if answers is not None:
             answers.write_unused(later)
         later.write(records)
@@ -192,7 +194,7 @@ class _Answers:
         )
 
 
-def _read_answers(path: Path, request: Request, records: Records, later: Later) -> _Answers:
+def _read_answers(path: AnyPath, request: Request, records: Records, later: Later) -> _Answers:
     part = records.part(path, "annotations[{index}]")
     columns: list[list[Ids]] = [[_NONE], [_NONE], [_NONE]]
     payloads = [pa.array([], pa.string())]
@@ -220,7 +222,7 @@ def _payload(item: _Annotation) -> str:
 
 
 def _read_questions(
-    path: Path, part: int, answers: _Answers | None, request: Request, later: Later
+    path: AnyPath, part: int, answers: _Answers | None, request: Request, later: Later
 ) -> tuple[Ids, Ids]:
     """Questions, for later; returns the (image ids, places) of all of them."""
     seen = [_NONE]
@@ -268,7 +270,7 @@ def _repeated(ids: Ids, before: Ids) -> pa.Array:
 
 
 def _write_images(
-    asked: tuple[Ids, Ids], part: int, root: Path, coco_part: str, records: Records
+    asked: tuple[Ids, Ids], part: int, root: AnyPath, coco_part: str, records: Records
 ) -> None:
     """One record an image, at the place of the first question about it."""
     ids, places = asked
