@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from math import isfinite
 from pathlib import Path
 
 import pandas as pd
@@ -136,11 +137,12 @@ def test_every_wrong_line_is_told_with_its_number_and_stops_nothing(tmp_path: Pa
     assert read.images[1]["key"] == -1
 
 
-def test_nan_is_a_number_that_the_rules_reject(tmp_path: Path) -> None:
-    read = read_source("openimages", release(tmp_path / "raw", [row(XMin="nan")]), tmp_path / "r")
-    (box,) = read.annotations
-    assert box["problem"] is None
-    assert box["x"] != box["x"]
+@pytest.mark.filterwarnings("error")
+def test_what_is_not_finite_is_a_number_that_the_rules_reject(tmp_path: Path) -> None:
+    lines = [row(XMin="nan"), row(XMin="inf", XMax="inf")]
+    read = read_source("openimages", release(tmp_path / "raw", lines), tmp_path / "r")
+    assert [r["problem"] for r in read.annotations] == [None, None]
+    assert [isfinite(r["w"]) for r in read.annotations] == [False, False]
 
 
 def test_images_come_in_the_order_of_their_first_line_wherever_their_lines_are(

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from tests.data.raw_releases import build_all, jpeg, write_image
+from tests.data.raw_releases import Silent, build_all, jpeg, write_image
 from tests.data.test_sources_flickr30k import LINE, annotation, drawn, picture
 from tests.data.test_sources_flickr30k import release as flickr_release
 from tests.data.test_sources_nlvr2 import line
@@ -25,6 +25,8 @@ from tests.data.test_sources_vqa import question
 from tests.data.test_sources_vqa import release as vqa_release
 from xvlm_data import reading
 from xvlm_data.rules import Rules
+from xvlm_data.sample.annotations.plan import Request as AnnotationsRequest
+from xvlm_data.sample.annotations.write import write_annotations
 from xvlm_data.sources import Source
 
 
@@ -59,6 +61,18 @@ def test_openimages_boxes_are_fractions_of_the_stored_image(tmp_path: Path) -> N
     assert objects["rejected"] == {"box_not_finite": 1, "box_empty": 1, "missing_image": 1}
     assert summary["clipped_boxes"] == 1
     assert summary["counts"]["images"]["rejected"] == {"missing_image": 1}
+
+
+@pytest.mark.parametrize("source", ["openimages", "cc12m"])
+def test_scaled_annotations_come_to_the_counts_of_their_generator(
+    tmp_path: Path, source: str
+) -> None:
+    wanted = AnnotationsRequest(0.0005, seed=3, invalid=0.1)
+    truths = write_annotations(tmp_path, wanted, [source], stage=Silent().reading)
+    truth = truths[source]["splits"]["train"]
+    summary, _, _ = build_all(source, tmp_path / source, tmp_path / "m", check="none")
+    assert {name: summary["counts"][name] for name in truth["counts"]} == truth["counts"]
+    assert summary["clipped_boxes"] == truth["clipped_boxes"]
 
 
 def test_openimages_is_the_same_however_its_file_is_cut(

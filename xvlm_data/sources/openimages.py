@@ -127,6 +127,8 @@ def _write_block(block: CsvBlock, part: int, names: _Names, folders: list[str], 
             ~np.isin(values, (-1, 0, 1)), "malformed", "IsGroupOf is not -1, 0 or 1: ", flags
         )
         crowd = values == 1
+    with np.errstate(invalid="ignore"):  # infinities are numbers, and the rules reject them
+        width, height = sides["XMax"] - sides["XMin"], sides["YMax"] - sides["YMin"]
     labels = block.columns["LabelName"]
     places = pc.index_in(labels, value_set=names.labels)
     unknown = places.is_null().to_numpy(zero_copy_only=False)
@@ -140,8 +142,8 @@ def _write_block(block: CsvBlock, part: int, names: _Names, folders: list[str], 
             "text": names.texts.take(places),
             "x": sides["XMin"],
             "y": sides["YMin"],
-            "w": sides["XMax"] - sides["XMin"],
-            "h": sides["YMax"] - sides["YMin"],
+            "w": width,
+            "h": height,
             "crowd": crowd,
             "problem": faults.problems,
             "detail": faults.details,
