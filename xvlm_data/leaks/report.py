@@ -13,9 +13,9 @@ from typing import Any, Protocol
 import pyarrow as pa
 import pyarrow.parquet as pq
 from rich.console import Console
-from rich.table import Table
 from rich.text import Text
 
+from xvlm_data.console import plain_table, print_whole
 from xvlm_data.errors import UserError
 from xvlm_data.inspect.report import printable
 from xvlm_data.leaks.search import EVIDENCE, Finding, LeakReport, Sink
@@ -134,22 +134,23 @@ def print_report(console: Console, report: LeakReport) -> None:
 
 
 def _print_against(console: Console, report: LeakReport) -> None:
-    table = Table(title="held against", title_justify="left", pad_edge=False)
-    for name in ("", "kind"):
-        table.add_column(name)
-    table.add_column("images", justify="right")
+    table = plain_table("held against", ("", "left"), ("kind", "left"), ("images", "right"))
     for other in report.against:
         table.add_row(Text(printable(other["name"])), other["kind"], f"{other['images']:,}")
-    console.print(table)
+    print_whole(console, table)
+    kinds = ", ".join(kind.replace("_", " ") for kind in report.evidence)
+    console.print(f"compared by {kinds}")
 
 
 def _print_comparisons(console: Console, report: LeakReport) -> None:
-    table = Table(title="rows compared, and pairs found", title_justify="left", pad_edge=False)
-    for name in ("manifest", "against"):
-        table.add_column(name)
     shown = [e for e in EVIDENCE if any(c.pairs[e] for c in report.comparisons)]
-    for name in ("rows", "by ids", "by content", "not compared", "leaks", *shown):
-        table.add_column(name.replace("_", " "), justify="right")
+    numbers = ("rows", "by ids", "by content", "not compared", "leaks", *shown)
+    table = plain_table(
+        "rows compared, and pairs found",
+        ("manifest", "left"),
+        ("against", "left"),
+        *((name.replace("_", " "), "right") for name in numbers),
+    )
     for c in report.comparisons:
         counts = (c.rows, c.by_ids, c.by_content, c.not_compared, c.pairs.total())
         table.add_row(
@@ -158,7 +159,9 @@ def _print_comparisons(console: Console, report: LeakReport) -> None:
             *(f"{count:,}" for count in (*counts, *(c.pairs[e] for e in shown))),
             style="red" if c.pairs else None,
         )
-    console.print(table)
+    console.print()
+    print_whole(console, table)
+    console.print()
 
 
 def _print_gaps(console: Console, report: LeakReport) -> None:
@@ -173,6 +176,8 @@ def _print_gaps(console: Console, report: LeakReport) -> None:
             for name, of in unread.items()
             for reason, number in of.most_common()
         ]
+    if "bytes" in report.evidence and "perceptual" not in report.evidence:
+        lines.append("a copy that was compressed again or resized; --perceptual finds such")
     lines += [
         f"{name}: {number:,} pictures are too plain to be known by their looks"
         for name, number in report.plain.items()

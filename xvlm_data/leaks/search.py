@@ -91,6 +91,7 @@ class LeakReport:
     """Everything a search says.
 
     Attributes:
+        evidence: kinds of evidence that were looked for.
         against: what was held against: name, kind, number of images.
         comparisons: manifest by manifest.
         unread: by manifest, why how many images could not be looked at.
@@ -99,6 +100,7 @@ class LeakReport:
         examples: the first findings of leaks.
     """
 
+    evidence: list[str] = field(default_factory=lambda: ["coco_id", "flickr_id"])
     against: list[dict[str, Any]] = field(default_factory=list)
     comparisons: list[Comparison] = field(default_factory=list)
     unread: dict[str, Counter[str]] = field(default_factory=dict)
@@ -124,6 +126,7 @@ class LeakReport:
         return {
             "leaks": self.pairs,
             "complete": self.complete,
+            "evidence": self.evidence,
             "against": self.against,
             "comparisons": [{**vars(c), "pairs": dict(c.pairs)} for c in self.comparisons],
             "unread": {name: dict(of) for name, of in self.unread.items()},
@@ -164,6 +167,9 @@ def search(
     run = _Search(against, identities, wanted, pool, sink)
     run.note_against()
     by_content = any(other.content is not None for other in against)
+    if by_content:
+        kinds = {"bytes": True, "pixels": wanted.pixels, "perceptual": wanted.looks}
+        run.report.evidence += [kind for kind, looked_for in kinds.items() if looked_for]
     for name, manifest in manifests:
         if not by_content:
             _check_comparable(name, manifest, identities)

@@ -8,6 +8,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from xvlm_data.console import plain_table, print_whole
 from xvlm_data.inspect.report import printable
 from xvlm_data.rules import FILTERS
 from xvlm_data.verify.compare import Line, Report, SourceReport
@@ -21,12 +22,12 @@ def print_report(console: Console, report: Report) -> None:
     console.print(Text(printable(f"Recipe {report.recipe}{scale}"), "bold"))
     if report.about:
         console.print(Text(printable(report.about)))
+    console.print()
     table = _lines_table("in the manifests", paper=True)
     for source in report.sources:
         _add_lines(table, source.name, [x for x in source.expect if _worth_showing(x)])
-    table.add_section()
     _add_lines(table, "all", report.totals)
-    console.print(table)
+    print_whole(console, table)
     _print_releases(console, report.sources)
     _print_left_out(console, report.sources)
     _print_notes(console, report.sources)
@@ -44,16 +45,20 @@ def _print_releases(console: Console, sources: Sequence[SourceReport]) -> None:
     for source in sources:
         _add_lines(table, source.name, source.release, paper=False)
     if table.row_count:
-        console.print(table)
+        console.print()
+        print_whole(console, table)
 
 
 def _print_left_out(console: Console, sources: Sequence[SourceReport]) -> None:
-    table = _table("between the two: what was left out")
-    for name in ("source", "", "why"):
-        table.add_column(name)
-    table.add_column("records", justify="right")
-    table.add_column("of raw", justify="right")
-    table.add_column("turned off by")
+    table = plain_table(
+        "between the two: what was left out",
+        ("source", "left"),
+        ("", "left"),
+        ("why", "left"),
+        ("records", "right"),
+        ("of raw", "right"),
+        ("turned off by", "left"),
+    )
     for source in sources:
         raw = {line.quantity: line.found for line in source.release}
         for quantity, reasons in source.left_out.items():
@@ -68,10 +73,12 @@ def _print_left_out(console: Console, sources: Sequence[SourceReport]) -> None:
                     FILTERS.get(reason, ""),
                 )
     if table.row_count:
-        console.print(table)
+        console.print()
+        print_whole(console, table)
 
 
 def _print_notes(console: Console, sources: Sequence[SourceReport]) -> None:
+    console.print()
     for source in sources:
         for line in source.warnings:
             console.print(
@@ -86,18 +93,15 @@ def _worth_showing(line: Line) -> bool:
     return line.status != "unchecked" or bool(line.found)
 
 
-def _table(title: str) -> Table:
-    return Table(title=title, title_justify="left", pad_edge=False)
-
-
 def _lines_table(title: str, *, paper: bool) -> Table:
-    table = _table(title)
-    table.add_column("source")
-    table.add_column("")
-    for name in (*(["paper"] if paper else []), "official", "found", "difference", "allowed"):
-        table.add_column(name, justify="right")
-    table.add_column("")
-    return table
+    numbers = (*(["paper"] if paper else []), "official", "found", "difference", "allowed")
+    return plain_table(
+        title,
+        ("source", "left"),
+        ("", "left"),
+        *((name, "right") for name in numbers),
+        ("", "left"),
+    )
 
 
 def _add_lines(table: Table, name: str, lines: Sequence[Line], *, paper: bool = True) -> None:
