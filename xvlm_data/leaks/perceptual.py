@@ -28,6 +28,8 @@ PLAIN = 4.0
 #: Candidate pairs compared at a time, and entries an index may have: they bound the memory.
 _BLOCK = 1 << 22
 _MAX_ENTRIES = 1 << 23
+#: And for one hash: the neighbours of a band are listed one by one.
+_MAX_NEIGHBOURS = 1 << 12
 
 _SIDE, _LOW = 32, 8
 
@@ -75,7 +77,8 @@ class _Plan:
         Of ``bands`` bands one differs in at most ``distance // bands`` bits (pigeonhole).
         """
         plans = [cls(bands, distance // bands) for bands in range(1, distance + 2)]
-        small = [plan for plan in plans if plan.entries * size <= _MAX_ENTRIES]
+        most = min(_MAX_NEIGHBOURS, _MAX_ENTRIES // max(size, 1))
+        small = [plan for plan in plans if plan.entries <= most]
         return min(small or [plans[-1]], key=lambda plan: plan.share)
 
     @property
