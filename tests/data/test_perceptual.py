@@ -11,19 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
+from tests.data.leaky_releases import scene
 from tests.shared import shared_path
 from xvlm_data.leaks.perceptual import _DCT, HammingIndex, _Plan, distances, perceptual_hash
-
-
-def scene(seed: int, width: int = 320, height: int = 240) -> Image.Image:
-    """A picture with the spectrum of photographs: amplitude falls as 1 / frequency."""
-    rng = np.random.default_rng(seed)
-    fy, fx = np.fft.fftfreq(height)[:, None], np.fft.fftfreq(width)[None, :]
-    frequency = np.maximum(np.hypot(fy, fx), 1 / max(width, height))
-    noise = rng.standard_normal((3, height, width)) + 1j * rng.standard_normal((3, height, width))
-    channels = np.fft.ifft2(noise / frequency).real
-    channels = (channels - channels.mean()) / channels.std() * 50 + 128
-    return Image.fromarray(channels.clip(0, 255).astype(np.uint8).transpose(1, 2, 0))
 
 
 def recompressed(image: Image.Image, quality: int, scale: float = 1.0) -> Image.Image:
