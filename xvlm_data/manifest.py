@@ -92,7 +92,8 @@ class Manifest:
         """All rows in order, in batches of at most ``batch_size``; raises as `read_row_group`."""
         for shard in self.shards:
             with _open(shard.url) as file, _parquet_errors(shard.url):
-                parquet = pq.ParquetFile(file)
+                # Buffered ahead, a shard with embedded images would be in memory as a whole.
+                parquet = pq.ParquetFile(file, pre_buffer=False)
                 for batch in parquet.iter_batches(batch_size, columns=_list(columns)):
                     table = self._localise(pa.Table.from_batches([batch]))
                     yield from table.to_batches()
