@@ -116,9 +116,7 @@ def plain(item: Item) -> str:
 def truth(elements: list[Any]) -> list[str | None]:
     """What each element is as an item."""
     return [
-        None
-        if e is None
-        else json.dumps([e["id"], float(e.get("size", 0.0)), e.get("tag")])
+        None if e is None else json.dumps([e["id"], float(e.get("size", 0.0)), e.get("tag")])
         for e in elements
     ]
 
@@ -218,7 +216,9 @@ def rows(folder: Path, found: Records) -> list[str | None]:
     """What the spills hold, by its place in the array."""
     values: dict[int, str | None] = {}
     for spill in found.spills:
-        table = open_spill(folder / "journal" / READ_FOLDER / spill["tables"]["annotations"]["file"])
+        table = open_spill(
+            folder / "journal" / READ_FOLDER / spill["tables"]["annotations"]["file"]
+        )
         for row in table.read_all().to_pylist():
             index = row["index"] + spill["base"]
             assert index not in values
