@@ -16,21 +16,24 @@ from xvlm_data.overlap import overlapping
 from xvlm_data.text import words
 
 #: Words that are few enough to be shared, and what joins or does not join them.
-WORDS = st.sampled_from(
-    [
-        "a",
-        "red",
-        "dog",
-        "Dog",
-        "dog's",
-        "rock'n'roll",
-        "'tis",
-        "boys'",
-        "l'été",
-        "straße",
-        "STRASSE",
-    ]
-    + ["ﬁsh", "fish", "٣", "3", "x_y", "日本", "é", "e\u0301", "I", "ı", "K", "ß'ß", "9'9"]
+WORDS = st.one_of(
+    st.sampled_from(
+        [
+            "a",
+            "red",
+            "dog",
+            "Dog",
+            "dog's",
+            "rock'n'roll",
+            "'tis",
+            "boys'",
+            "l'été",
+            "straße",
+            "STRASSE",
+            "ﬁsh",
+        ]
+    ),
+    st.sampled_from(["fish", "٣", "3", "x_y", "日本", "é", "e\u0301", "I", "ı", "K", "ß'ß", "9'9"]),
 )
 GLUE = st.sampled_from([" ", "  ", "-", ", ", ".", "/", "'", "''", "' ", " '", "\u00a0", ""])
 TEXTS = (
