@@ -10,6 +10,7 @@ import hashlib
 import json
 import os
 import random
+import shutil
 import signal
 import sys
 import time
@@ -17,17 +18,19 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import xvlm_data.build_command
+import pyarrow.pandas_compat  # noqa: F401
+from PIL import Image
+
 import xvlm_data.tasks  # noqa: F401
 from tests.data.raw_releases import Silent
 from xvlm_data import reading
 from xvlm_data.build import BuildOptions, build
 from xvlm_data.engines import open_engine
 from xvlm_data.raw import json_arrays
+from xvlm_data.sources import get_source
 
 #: What changes a folder; everything between two of these is the writing of a hidden file.
 _STEPS = ("replace", "rename", "unlink", "mkdir", "rmdir")
-_DIED = 77
 
 
 class Job:
@@ -37,6 +40,8 @@ class Job:
         self.source, self.root = what["source"], Path(what["root"])
         self.options, self.workers = what["options"], what["workers"]
         self.ranges = what["range"]
+        get_source(self.source)  # imported before the forks, as all else
+        Image.init()
 
     def run(self, out: Path) -> None:
         """In this process."""
@@ -100,52 +105,55 @@ def whole_or_absent(out: Path) -> bool:
     )
 
 
-def dying(job: Job, out: Path, step: int, count: list[int]) -> None:
-    """Build, and die right before the step of that number (from 0)."""
+def watched(job: Job, out: Path, states: Path, last: int) -> None:
+    """Build, and keep a copy of the folder as it is right before each step.
 
-    def watched(real: Callable[..., Any]) -> Callable[..., Any]:
+    A process that is killed there leaves just that: its memory is not in the copy either.
+
+    Args:
+        job: what to build.
+        out: into this folder.
+        states: folder of the copies, by number.
+        last: how many to keep at most.
+    """
+    step = 0
+    watching = True
+
+    def before(real: Callable[..., Any]) -> Callable[..., Any]:
         def call(*args: Any, **more: Any) -> Any:
-            if count[0] == step:
-                os._exit(_DIED)
-            count[0] += 1
+            nonlocal step, watching
+            if watching:
+                watching = False
+                if out.exists():
+                    shutil.copytree(out, states / str(step))
+                    shutil.rmtree(states / str(step - last), ignore_errors=True)
+                    step += 1
+                watching = True
             return real(*args, **more)
 
         return call
 
     for name in _STEPS:
-        setattr(os, name, watched(getattr(os, name)))
+        setattr(os, name, before(getattr(os, name)))
     job.run(out)
 
 
 def die_at_every_step(job: Job, former: Job | None, folder: Path, last: int) -> dict[str, Any]:
-    """Die before each step (or the last so many), resume, and look at what is there."""
-
-    def prepared(name: str) -> Path:
-        out = folder / name
-        if former is not None:
-            assert ended(in_child(lambda: former.run(out))) == 0
-        return out
-
-    clean = prepared("clean")
-    counted = folder / "steps"
-
-    def counting() -> None:
-        count = [0]
-        dying(job, clean, -1, count)
-        counted.write_text(str(count[0]))
-
-    assert ended(in_child(counting)) == 0
-    steps = int(counted.read_text())
+    """Take what a build leaves at each step (of the last so many), resume it, and look at it."""
+    clean, states = folder / "clean", folder / "states"
+    states.mkdir()
+    if former is not None:
+        assert ended(in_child(lambda: former.run(clean))) == 0
+    assert ended(in_child(lambda: watched(job, clean, states, last))) == 0
     wrong = []
-    for step in range(max(steps - last, 0) if last else 0, steps):
-        out = prepared(str(step))
-        died = ended(in_child(lambda out=out, step=step: dying(job, out, step, [0])))  # type: ignore[misc]
+    kept = sorted(states.iterdir(), key=lambda path: int(path.name))
+    for out in kept:
         whole = whole_or_absent(out)
         resumed = ended(in_child(lambda out=out: job.run(out)))  # type: ignore[misc]
-        if not (died == _DIED and whole and resumed == 0 and digest(out) == digest(clean)):
-            left = sorted(str(p.relative_to(out)) for p in out.rglob("*"))
-            wrong.append([step, died, whole, resumed, left[:20]])
-    return {"steps": steps, "wrong": wrong}
+        if not whole or resumed or digest(out) != digest(clean):
+            left = sorted(str(path.relative_to(out)) for path in out.rglob("*"))
+            wrong.append([out.name, whole, resumed, left[:20]])
+    return {"steps": len(kept), "wrong": wrong}
 
 
 def die_at_random(job: Job, folder: Path, kills: int, seed: int) -> dict[str, Any]:

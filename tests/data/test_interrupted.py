@@ -53,11 +53,11 @@ def test_a_build_that_dies_at_any_step_goes_on_to_the_same_bytes(
     tmp_path: Path, source: str
 ) -> None:
     if source == "coco":
-        build = job("coco", mixed_coco(tmp_path / "raw"), 1_500, shard_rows=11)
+        build = job("coco", mixed_coco(tmp_path / "raw", 8), 2_500, shard_rows=4)
     else:  # images and captions in one file: they are cut by shard when all images are known
         root = scaled(tmp_path, "cc3m", 0.00002)
-        build = job("cc3m", root, 4_000, shard_rows=30, images="url")
-    found = drive(tmp_path, mode="steps", job=build, last=0)
+        build = job("cc3m", root, 6_000, shard_rows=40, images="url")
+    found = drive(tmp_path, mode="steps", job=build, last=1_000)
     assert found["steps"] > 40
     assert found["wrong"] == []
 
@@ -69,9 +69,9 @@ def test_a_rebuild_that_dies_leaves_one_whole_manifest_or_none(tmp_path: Path) -
         mode="steps",
         job=job("coco", root, 1 << 20, shard_rows=5),
         former=job("coco", root, 1 << 20, shard_rows=3, keep_leaks=True),
-        last=0,
+        last=40,
     )
-    assert found["steps"] > 40
+    assert found["steps"] >= 40
     assert found["wrong"] == []
 
 
