@@ -4,8 +4,13 @@ from __future__ import annotations
 
 import os
 
+import pytest
 from hypothesis import settings
 
 # Shared machines are slow at times, and a failure in CI has to fail again when it is run again.
 settings.register_profile("xvlm", deadline=None, derandomize="CI" in os.environ)
 settings.load_profile("xvlm")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "ray: needs ray, and starts a cluster on this machine")
