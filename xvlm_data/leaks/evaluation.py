@@ -70,6 +70,7 @@ class EvaluationFile:
         coco_ids: their COCO ids, sorted; ``[C]``.
         flickr_ids: their Flickr photo ids, as far as the file tells them, sorted; ``[F]``.
         tells: "coco" and "flickr", as far as every one of its images has such an id.
+        unreadable: what is wrong with elements that could not be read.
     """
 
     path: Path
@@ -78,6 +79,7 @@ class EvaluationFile:
     coco_ids: Ids
     flickr_ids: Ids
     tells: frozenset[str] = frozenset()
+    unreadable: tuple[str, ...] = ()
 
 
 @dataclass
@@ -88,6 +90,15 @@ class EvaluationIds:
     flickr_ids: Ids = field(default_factory=lambda: np.zeros(0, np.int64))
     per_file: dict[str, int] = field(default_factory=dict)
     files: list[EvaluationFile] = field(default_factory=list)
+
+    def notes(self) -> list[str]:
+        """What a person should know: elements that could not be read leave nothing out."""
+        return [
+            f"{file.path}: {len(file.unreadable)} element(s) could not be read, so their images "
+            f"are not left out by this file (first: {file.unreadable[0]})"
+            for file in self.files
+            if file.unreadable
+        ]
 
 
 def usual_evaluation_files(root: Path) -> tuple[Path, ...]:
@@ -105,7 +116,7 @@ def evaluation_ids(files: Sequence[Path]) -> EvaluationIds:
     Raises:
         UserError: a file is missing, of none of these kinds, of a training part, or broken.
     """
-    read = [read_evaluation_file(file) for file in files]
+    read = [read_evaluation_file(file, strict=False) for file in files]
     return EvaluationIds(
         _union([file.coco_ids for file in read]),
         _union([file.flickr_ids for file in read]),
@@ -119,11 +130,19 @@ def exclude_ids(ids: Ids, banned: Ids) -> list[str | None]:
     return ["leak" if hit else None for hit in np.isin(ids, banned)]
 
 
-def read_evaluation_file(path: Path) -> EvaluationFile:
-    """The held-out images of one file; raises as :func:`evaluation_ids`."""
+def read_evaluation_file(path: Path, *, strict: bool = True) -> EvaluationFile:
+    """The held-out images of one file; raises as :func:`evaluation_ids`.
+
+    Args:
+        path: the file.
+        strict: an element that cannot be read is an error: nothing is proven by such a file.
+    """
     kind, read = _reader(path)
     found = read(path)
-    return EvaluationFile(path, kind, len(found), *found.ids(), found.tells())
+    if strict and found.unreadable:
+        raise UserError(f"{path}: {found.unreadable[0]}", "download the file again")
+    ids, tells = found.ids(), found.tells()
+    return EvaluationFile(path, kind, len(found), *ids, tells, tuple(found.unreadable))
 
 
 class _Found:
@@ -131,6 +150,7 @@ class _Found:
 
     def __init__(self) -> None:
         self._images: dict[tuple[str, int], tuple[int | None, int | None]] = {}
+        self.unreadable: list[str] = []
 
     def add(self, coco: int | None, flickr: int | None) -> None:
         key = ("flickr", flickr or 0) if coco is None else ("coco", coco)
@@ -206,7 +226,7 @@ class _Image(msgspec.Struct, gc=False):
 def _image_list(path: Path) -> _Found:
     found = _Found()
     for elements in read_arrays(path, {"images": _Image}):
-        _refuse_malformed(path, elements.malformed)
+        _note_malformed(found, elements.malformed)
         for item, index in zip(elements.items, elements.indices, strict=True):
             if item.split is not None:
                 _add_karpathy(found, item, f"{path}: images[{index}]")
@@ -230,7 +250,10 @@ def _add_karpathy(found: _Found, item: _Image, where: str) -> None:
 def _add_coco(found: _Found, item: _Image, where: str) -> None:
     # Other data sets come in COCO's format with ids of their own, which must not be taken for his.
     digits = re.search(r"(\d{12})\.\w+$", item.file_name)
-    if item.id is None or digits is None or int(digits[1]) != item.id:
+    if item.id is None:
+        found.unreadable.append(f"{where}: no id")
+        return
+    if digits is None or int(digits[1]) != item.id:
         raise UserError(
             f"{where}: id {item.id}, file {item.file_name[:80]!r} is no COCO image",
             "give a file of COCO's own images, or the images themselves as a folder or manifest",
@@ -244,11 +267,8 @@ def _add_coco(found: _Found, item: _Image, where: str) -> None:
     found.add(item.id, flickr_photo(item.flickr_url))
 
 
-def _refuse_malformed(path: Path, malformed: Sequence[tuple[int, str, bytes]]) -> None:
-    """A held-out image that cannot be read would be trained on: there is no going on."""
-    if malformed:
-        index, why, _ = malformed[0]
-        raise UserError(f"{path}: element {index}: {why}", "download the file again")
+def _note_malformed(found: _Found, malformed: Sequence[tuple[int, str, bytes]]) -> None:
+    found.unreadable += [f"element {index}: {why}" for index, why, _ in malformed]
 
 
 class _Question(msgspec.Struct, gc=False):
@@ -259,7 +279,7 @@ def _vqa(path: Path) -> _Found:
     found = _Found()
     key = "annotations" if path.stem.endswith("annotations") else "questions"
     for elements in read_arrays(path, {key: _Question}):
-        _refuse_malformed(path, elements.malformed)
+        _note_malformed(found, elements.malformed)
         for item in elements.items:
             found.add(item.image_id, None)
     return found
