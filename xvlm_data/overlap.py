@@ -51,7 +51,7 @@ def overlapping(texts: pa.Array, images: Int64s, limit: float) -> npt.NDArray[np
     """
     marked = np.zeros(len(texts), bool)
     tokens = _Tokens.of(*_words_of(texts), images)
-    _mark_equal(tokens, images, marked)
+    _mark_equal(tokens, marked)
     first, second = _close_pairs(tokens.only(~marked), limit)
     # In order of the later text, so that the earlier one's fate is known.
     order = np.lexsort((first, second))
@@ -87,7 +87,7 @@ class _Tokens:
         number[by_frequency] = np.arange(len(frequency))
         bits = len(frequency).bit_length()
         keys = (rows << bits) | number[words]
-        keys.sort()
+        keys.sort(kind="stable")  # texts come in order already, which this kind makes use of
         keys = keys[_changes(keys)]
         rows = keys >> bits
         return cls(rows, keys & ((1 << bits) - 1), np.bincount(rows, minlength=len(images)))
@@ -206,7 +206,7 @@ def _changes(*columns: npt.NDArray[np.generic]) -> npt.NDArray[np.bool_]:
     return new
 
 
-def _mark_equal(tokens: _Tokens, images: Int64s, marked: npt.NDArray[np.bool_]) -> None:
+def _mark_equal(tokens: _Tokens, marked: npt.NDArray[np.bool_]) -> None:
     """Mark all but the first of the texts of an image that have the same words.
 
     Whatever the first overlaps with, they overlap with too, so they go in any case.
@@ -216,10 +216,12 @@ def _mark_equal(tokens: _Tokens, images: Int64s, marked: npt.NDArray[np.bool_]) 
         return
     begin = np.cumsum(tokens.sizes[texts]) - tokens.sizes[texts]
     sums = np.add.reduceat(_mixed(tokens.words.astype(np.uint64) + np.uint64(1)), begin)
-    sizes = tokens.sizes[texts]
-    order = np.lexsort((sizes, sums, images[texts]))
-    new = _changes(images[texts][order], sums[order], sizes[order])
-    marked[texts[order[~new]]] = True
+    # Words are the same number in no two images, so equal sums are of one image.
+    codes = pa.array(sums).dictionary_encode().indices.to_numpy()
+    seen = np.maximum.accumulate(codes)
+    again = np.zeros(len(codes), bool)
+    again[1:] = codes[1:] <= seen[:-1]
+    marked[texts[again]] = True
 
 
 def _close_pairs(tokens: _Tokens, limit: float) -> tuple[Int64s, Int64s]:

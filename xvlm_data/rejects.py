@@ -27,6 +27,12 @@ class RejectsMaker:
 
     parts: Sequence[Part]
 
+    @staticmethod
+    def columns(annotations: pa.Table) -> list[str]:
+        """What :meth:`annotations` needs."""
+        wanted = ("kind", "part", "index", "sub", "annotation_id", "text", *"xywh", "detail")
+        return [name for name in wanted if name in annotations.column_names]
+
     def images(self, images: pa.Table, reasons: pa.Array, details: pa.Array) -> pa.Table:
         """Rejects of image records, all of which have a reason."""
         return self._rows(

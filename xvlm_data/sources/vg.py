@@ -56,12 +56,12 @@ class _Object(msgspec.Struct, gc=False):
     y: float
     w: float
     h: float
-    names: list[str] = []
-    object_names: list[str] = []
+    names: tuple[str, ...] = ()
+    object_names: tuple[str, ...] = ()
     attributes: list[str] | None = None
     object_id: Int64 | None = ABSENT
     id: Int64 | None = ABSENT
-    merged_object_ids: list[Int64] = []
+    merged_object_ids: tuple[Int64, ...] = ()
 
 
 class _Described(msgspec.Struct, gc=False):
@@ -307,7 +307,6 @@ def _add_regions(items: list[_Region], place: dict[str, Any], sink: Sink) -> Non
 def _add_objects(items: list[_Object], place: dict[str, Any], sink: Sink) -> None:
     """Objects from ``objects.json``, or from ``attributes.json``, which holds as much."""
     ids = _ids(items, "object_id")
-    attributes = [item.attributes for item in items]
     sink.annotations(
         place
         | {
@@ -317,11 +316,11 @@ def _add_objects(items: list[_Object], place: dict[str, Any], sink: Sink) -> Non
                 names[0] if (names := item.names or item.object_names) else "" for item in items
             ],
         }
-        | ({"attributes": attributes} if any(attributes) else {})
+        | _attributes(items)
         | _sides(items, ("x", "y", "w", "h"))
     )
-    merged = [place for place, item in enumerate(items) if item.merged_object_ids]
-    if merged:
+    if any(map(attrgetter("merged_object_ids"), items)):
+        merged = [place for place, item in enumerate(items) if item.merged_object_ids]
         counts = [len(items[i].merged_object_ids) for i in merged]
         rows = pa.array(np.repeat(merged, counts))
         sink.aliases(
@@ -331,6 +330,13 @@ def _add_objects(items: list[_Object], place: dict[str, Any], sink: Sink) -> Non
                 "alias": list(chain.from_iterable(items[i].merged_object_ids for i in merged)),
             }
         )
+
+
+def _attributes(items: list[_Object]) -> dict[str, Any]:
+    """The column of attributes, where the file has any."""
+    if not any(map(attrgetter("attributes"), items)):
+        return {}
+    return {"attributes": [item.attributes for item in items]}
 
 
 def _describe(items: list[_Described], place: dict[str, Any], sink: Sink) -> None:
