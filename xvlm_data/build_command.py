@@ -147,6 +147,9 @@ def build_command(
       xvlm-data build --source cc3m --images url --out manifests/cc3m_urls
       xvlm-data build --source objects365 --engine ray --address auto --out s3://bucket/objects365
     """
+    from xvlm_data.lean import make_lean
+
+    make_lean()
     from xvlm_data.build import BuildOptions, build
     from xvlm_data.console import Bars, stdout
     from xvlm_data.engines import open_engine
