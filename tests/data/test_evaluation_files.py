@@ -42,7 +42,7 @@ def test_a_pickle_that_would_run_code_is_refused(tmp_path: Path) -> None:
 
     refs = tmp_path / "refs(unc).p"
     refs.write_bytes(pickle.dumps([{"image_id": 1, "split": "val", "x": Evil()}], protocol=2))
-    with pytest.raises(UserError, match="not a RefCOCO list"):
+    with pytest.raises(UserError, match="wants to load"):
         evaluation_ids([refs])
     assert not (tmp_path / "ran").exists()
     refs.write_bytes(pickle.dumps([{"image_id": 7, "split": "testA"}], protocol=2))
@@ -136,3 +136,47 @@ def test_each_file_is_counted() -> None:
     ids = evaluation_ids(files)
     assert ids.per_file == dict(zip(map(str, files), [5, 1000, 24], strict=True))
     assert len(ids.coco_ids) == len(set(ids.files[0].coco_ids) | set(ids.files[2].coco_ids))
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "held_out"),
+    [
+        # A record that lost its id is still told by its file's name.
+        (
+            "captions_val2017.json",
+            {"images": [3, {"id": None, "file_name": "000000000139.jpg"}], "annotations": []},
+            [139],
+        ),
+        ("dataset_coco.json", {"images": [{"split": "val", "cocoid": 7}, {"split": 1}]}, [7]),
+        ("dataset_x.json", {"images": [{"split": "val", "filename": "x.jpg"}]}, []),
+    ],
+)
+def test_one_bad_record_is_told_or_stops_as_is_asked(
+    tmp_path: Path, name: str, content: Any, held_out: list[int]
+) -> None:
+    path = write_json(tmp_path / name, content)
+    with pytest.raises(UserError, match=name):
+        evaluation_ids([path])
+    found = evaluation_ids([path], lenient=True)
+    assert found.coco_ids.tolist() == held_out
+    assert len(found.files[0].unreadable) == 1
+
+
+def test_bad_references_and_lines_too(tmp_path: Path) -> None:
+    refs = [{"image_id": 10**30, "split": "val"}, "x", {"image_id": 5, "split": "testB"}]
+    pickled = write(tmp_path / "refs(unc).p", pickle.dumps(refs, protocol=2))
+    with pytest.raises(UserError, match=r"RefCOCO list \(element 0: .*image_id"):
+        evaluation_ids([pickled])
+    listed = write(tmp_path / "test.txt", b"77\ncat\n")
+    found = evaluation_ids([pickled, listed], lenient=True)
+    assert (found.coco_ids.tolist(), found.flickr_ids.tolist()) == ([5], [77])
+    assert [len(file.unreadable) for file in found.files] == [2, 1]
+    with pytest.raises(UserError, match="not a RefCOCO list"):
+        evaluation_ids([write(tmp_path / "refs(umd).p", pickle.dumps({}, protocol=2))])
+
+
+def test_only_the_images_of_an_annotation_file_are_read(tmp_path: Path) -> None:
+    """What follows them in COCO's files is a hundred times as long; here it is not even there."""
+    text = '{"info": {}, "images": [{"id": 7, "file_name": "000000000007.jpg"}], "annotations": [{'
+    path = write(tmp_path / "instances_val2017.json", text.encode())
+    assert evaluation_ids([path]).coco_ids.tolist() == [7]
