@@ -134,19 +134,30 @@ def build(
     name = f"{source_name}-{split}"
     check_out(out, name, force=force)
     _check_images_option(source, options)
+    request = Request(
+        root=root,
+        split=split,
+        progress=progress.reading,
+        slashed_names=options.slashed_names,
+        evaluation_files=options.exclude,
+        keep_leaks=options.keep_leaks,
+        urls=options.images == "url",
+    )
+    image_root = source.image_root(request)
     info = {
         "name": name,
         "source": source.name,
         "split": split,
         "options": options.to_dict(source),
-        "image_root": str(root) if options.images == "reference" else None,
+        "image_root": str(image_root) if options.images == "reference" else None,
         "generator": f"xvlm {__version__}",
         "licence": source.licence,
     }
-    with _journal(out, info | {"root": str(root)}, restart) as journal, _collector_off():
+    plan = info | {"root": str(root), "image_root": str(image_root)}
+    with _journal(out, plan, restart) as journal, _collector_off():
         done = journal.done("commit")
         if done is None:
-            done = _run(journal, source, root, info, options, progress, engine)
+            done = _run(journal, source, request, info, options, progress, engine)
             journal.record("commit", done)
         move_into_place(journal.folder / STAGED_FOLDER, out, done)
         journal.discard()
@@ -167,23 +178,14 @@ def _check_images_option(source: Source, options: BuildOptions) -> None:
 def _run(
     journal: Journal,
     source: Source,
-    root: AnyPath,
+    request: Request,
     info: dict[str, Any],
     options: BuildOptions,
     progress: Progress,
     engine: Engine,
 ) -> dict[str, Any]:
     """Everything up to the complete manifest in the journal's folder; returns its summary."""
-    request = Request(
-        root=root,
-        split=info["split"],
-        progress=progress.reading,
-        slashed_names=options.slashed_names,
-        evaluation_files=options.exclude,
-        keep_leaks=options.keep_leaks,
-        urls=options.images == "url",
-        on_open=journal.check_input,
-    )
+    request.on_open = journal.check_input
     records = Records(
         request, journal, engine, merge_images=source.merge_images, size=options.shard_rows
     )
@@ -215,7 +217,7 @@ def _plan(
             tuple((str(_relative(file, request.root)), place) for file, place in records.parts)
         ),
         checker=ImageChecker(
-            request.root,
+            source.image_root(request),
             options.check,
             options.images == "embed",
             options.limits,
