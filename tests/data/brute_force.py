@@ -120,6 +120,8 @@ def instances(files: Sequence[Path], captions: Sequence[Path], wanted: set[int] 
         _images(document["images"], found, sizes, new)
     for id_ in new:
         found.add("images", None if wanted is None or id_ in wanted else "other_split")
+    for _ in (wanted or set()) - sizes.keys():
+        found.add("images", "missing_record")
     for document in loaded[: len(files)]:
         names = {category["id"] for category in document["categories"]}
         for record in document["annotations"]:

@@ -133,7 +133,7 @@ def _truth(tally: Tally) -> dict[str, Any]:
             f"{part}/{name}": None if name in wanted else "other_split"
             for part in PARTS
             for name in KARPATHY
-        }
+        } | {f"karpathy/{name}": None for name in wanted}
 
     return {
         "splits": {split: tally.settle(parts(wanted)) for split, wanted in _SPLITS.items()},

@@ -115,4 +115,8 @@ def karpathy_block(images: CocoImages, first: int, stop: int) -> Block:
                 "cocoid": cocoid,
             }
         )
-    return Block(json.dumps(records)[1:-1].encode())
+    tally = Tally()
+    lacking = images.fates(numbers) == Fate.MALFORMED
+    for split, count in enumerate(np.bincount(images.karpathy(numbers)[lacking]).tolist()):
+        tally.add("image", f"karpathy/{KARPATHY[split]}", Fate.MISSING_RECORD, count)
+    return Block(json.dumps(records)[1:-1].encode(), tally)
