@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from itertools import chain
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -42,7 +43,7 @@ from xvlm_data.spill import (
 from xvlm_data.storage import AnyPath
 
 #: Bytes of a raw file that are one task.
-RANGE = 64 << 20
+RANGE = 32 << 20
 #: Rows that a source adds by itself, without ranges, before they are written.
 FLUSH_ROWS = 100_000
 
@@ -255,11 +256,17 @@ class Records(Sink):
                         items += elements.items
                     array.end = reader.end
                 else:
-                    array.end = self._read_array(path, array, reading, advance)
+                    array.end = self._read_array(path, array, reading, advance, alone=early)
         return given
 
     def _read_array(
-        self, path: AnyPath, array: Array, reading: Reading, advance: Callable[[int], None]
+        self,
+        path: AnyPath,
+        array: Array,
+        reading: Reading,
+        advance: Callable[[int], None],
+        *,
+        alone: bool,
     ) -> int:
         def ranges() -> Iterator[_Range]:
             number, start = 0, array.start
@@ -287,7 +294,9 @@ class Records(Sink):
         )
         expected, base, lead = array.start, 0, separator_lead(array.separator)
         tasks = list(ranges())
-        results = self._engine.map(run_task, iter(tasks))
+        # Where other arrays follow, most guesses would be of those: the first range goes alone.
+        own = 1 if alone else 0
+        results = chain(map(run_task, tasks[:own]), self._engine.map(run_task, iter(tasks[own:])))
         for task, spill in zip(tasks, results, strict=False):
             if task.guess and task.stop is not None and expected - lead >= task.stop:
                 continue  # one element reached over the whole range

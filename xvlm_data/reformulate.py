@@ -132,7 +132,7 @@ class Reformulator:
                 checked.details.filter(pa.array(bad_images)),
             ),
             self.rejects.annotations(
-                annotations.filter(pa.array(bad)),
+                annotations.select(self.rejects.columns(annotations)).filter(pa.array(bad)),
                 judged.reasons.texts(bad),
                 ids.take(pa.array(rows[bad])),
             ),

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from string import Formatter
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -28,6 +27,12 @@ class RejectsMaker:
 
     parts: Sequence[Part]
 
+    @staticmethod
+    def columns(annotations: pa.Table) -> list[str]:
+        """What :meth:`annotations` needs."""
+        wanted = ("kind", "part", "index", "sub", "annotation_id", "text", *"xywh", "detail")
+        return [name for name in wanted if name in annotations.column_names]
+
     def images(self, images: pa.Table, reasons: pa.Array, details: pa.Array) -> pa.Table:
         """Rejects of image records, all of which have a reason."""
         return self._rows(
@@ -46,7 +51,7 @@ class RejectsMaker:
             ids=ids,
             kinds=names.cast(pa.string()),
             reasons=reasons,
-            messages=pc.coalesce(column(annotations, "detail"), _describe(annotations)),
+            messages=pc.coalesce(column(annotations, "detail"), _describe(annotations, reasons)),
         )
 
     def attributes(self, attributes: pa.Table) -> pa.Table:
@@ -104,18 +109,20 @@ def _filled(template: str, texts: dict[str, pa.Array]) -> pa.Array:
     return pc.binary_join_element_wise(*pieces, "")
 
 
-def _describe(annotations: pa.Table) -> pa.Array:
-    """``'a red dog' at x=1 y=2 w=3 h=4``, or the text alone where there is no box."""
+def _describe(annotations: pa.Table, reasons: pa.Array) -> pa.Array:
+    """``'a red dog'``, and ``at x=1 y=2 w=3 h=4`` where the box is the reason."""
     text = pc.fill_null(column(annotations, "text"), "")
     quoted = pc.binary_join_element_wise(pa.scalar("'"), text, pa.scalar("'"), "")
+    about_box = pc.starts_with(reasons, "box_")
+    if not pc.any(about_box).as_py():
+        return quoted
+    some = annotations.filter(about_box)
     sides: list[Any] = []
     for side in "xywh":
-        values = column(annotations, side).to_numpy(zero_copy_only=False)
-        # Four decimals tell any box; a float's shortest form can have seventeen digits.
-        rounded = pa.array(np.round(values, 4), mask=np.isnan(values))
-        sides += [f" {side}=", pc.fill_null(rounded.cast(pa.string()), "nan")]
-    boxed = pc.binary_join_element_wise(quoted, " at", *sides, "")
-    return pc.if_else(column(annotations, "x").is_valid(), boxed, quoted)
+        values = pc.round(column(some, side), 4)  # a float's shortest form can have 17 digits
+        sides += [f" {side}=", pc.fill_null(values.cast(pa.string()), "?")]
+    boxed = pc.binary_join_element_wise(quoted.filter(about_box), " at", *sides, "")
+    return pc.replace_with_mask(quoted, about_box, boxed)
 
 
 def _repeat(text: str, count: int) -> pa.Array:

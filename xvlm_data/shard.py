@@ -97,7 +97,7 @@ def _rows(plan: ShardPlan, number: int) -> dict[str, Any]:
             table, rejected = plan.reformulator(
                 images,
                 ordinals,
-                annotations.slice(start, stop - start).combine_chunks(),
+                annotations.slice(start, stop - start),
                 pool,
                 counts,
             )

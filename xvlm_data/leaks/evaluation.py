@@ -67,7 +67,7 @@ class EvaluationFile:
         coco_ids: their COCO ids, sorted; ``[C]``.
         flickr_ids: their Flickr photo ids, as far as the file tells them, sorted; ``[F]``.
         tells: "coco" and "flickr", as far as every one of its images has such an id.
-        unreadable: what is wrong with images of it that could not be read.
+        unreadable: what is wrong with elements that could not be read.
     """
 
     path: Path
@@ -88,6 +88,15 @@ class EvaluationIds:
     per_file: dict[str, int] = field(default_factory=dict)
     files: list[EvaluationFile] = field(default_factory=list)
 
+    def notes(self) -> list[str]:
+        """What a person should know: elements that could not be read leave nothing out."""
+        return [
+            f"{file.path}: {len(file.unreadable)} element(s) could not be read, so their images "
+            f"are not left out by this file (first: {file.unreadable[0]})"
+            for file in self.files
+            if file.unreadable
+        ]
+
 
 def usual_evaluation_files(root: Path) -> tuple[Path, ...]:
     """Evaluation files in and beside a release's folder."""
@@ -95,18 +104,16 @@ def usual_evaluation_files(root: Path) -> tuple[Path, ...]:
     return tuple(sorted(found))
 
 
-def evaluation_ids(files: Sequence[Path], *, lenient: bool = False) -> EvaluationIds:
-    """Read the ids of held-out images.
+def evaluation_ids(files: Sequence[Path]) -> EvaluationIds:
+    """Read the ids of held-out images; elements that cannot be read are told in ``notes()``.
 
     Args:
         files: any of the kinds this module lists.
-        lenient: pass over images that cannot be read, and tell them in ``unreadable``.
 
     Raises:
-        UserError: a file is missing, of none of these kinds, of a training part, or broken; or an
-            image of it cannot be read: it would be trained on, so that there is no going on.
+        UserError: a file is missing, of none of these kinds, of a training part, or broken.
     """
-    read = [read_evaluation_file(file, lenient=lenient) for file in files]
+    read = [read_evaluation_file(file, strict=False) for file in files]
     return EvaluationIds(
         _union([file.coco_ids for file in read]),
         _union([file.flickr_ids for file in read]),
@@ -120,34 +127,33 @@ def exclude_ids(ids: Ids, banned: Ids) -> list[str | None]:
     return ["leak" if hit else None for hit in np.isin(ids, banned)]
 
 
-def read_evaluation_file(path: Path, *, lenient: bool = False) -> EvaluationFile:
-    """The held-out images of one file; as :func:`evaluation_ids`."""
+def read_evaluation_file(path: Path, *, strict: bool = True) -> EvaluationFile:
+    """The held-out images of one file; raises as :func:`evaluation_ids`.
+
+    Args:
+        path: the file.
+        strict: an element that cannot be read is an error: nothing is proven by such a file.
+            Otherwise it is one if there is no other.
+    """
     kind, read = _reader(path)
-    found = _Found(lenient)
+    found = _Found()
     read(path, found)
-    return EvaluationFile(
-        path, kind, len(found), *found.ids(), found.tells(), tuple(found.unreadable)
-    )
+    if found.unreadable and (strict or not len(found)):
+        raise UserError(f"{path}: {found.unreadable[0]}", "download the file again")
+    ids, tells = found.ids(), found.tells()
+    return EvaluationFile(path, kind, len(found), *ids, tells, tuple(found.unreadable))
 
 
 class _Found:
     """Held-out images of a file: distinct (COCO id, Flickr id), either of which may be None."""
 
-    def __init__(self, lenient: bool) -> None:
+    def __init__(self) -> None:
         self._images: dict[tuple[str, int], tuple[int | None, int | None]] = {}
-        self._lenient = lenient
         self.unreadable: list[str] = []
 
-    def miss(self, problem: UserError) -> None:
-        """An image that cannot be read: an error, or (lenient) a line about it."""
-        if not self._lenient:
-            raise problem
-        self.unreadable.append(problem.what)
-
-    def miss_all(self, path: Path, malformed: Sequence[tuple[int, str, bytes]]) -> None:
+    def miss(self, malformed: Sequence[tuple[int, str, bytes]]) -> None:
         """Elements that could not be decoded."""
-        for index, why, _ in malformed:
-            self.miss(UserError(f"{path}: element {index}: {why}", "download the file again"))
+        self.unreadable += [f"element {index}: {why}" for index, why, _ in malformed]
 
     def add(self, coco: int | None, flickr: int | None) -> None:
         key = ("flickr", flickr or 0) if coco is None else ("coco", coco)
@@ -222,10 +228,10 @@ class _Image(msgspec.Struct, gc=False):
 
 def _image_list(path: Path, found: _Found) -> None:
     for elements in read_arrays(path, {"images": _Image}, early=True):
-        found.miss_all(path, elements.malformed)
+        found.miss(elements.malformed)
         for item, index in zip(elements.items, elements.indices, strict=True):
             if item.split is not None:
-                _add_karpathy(found, item, f"{path}: images[{index}]")
+                _add_karpathy(found, item, f"images[{index}]")
             else:
                 _add_coco(found, item, f"{path}: images[{index}]")
 
@@ -239,12 +245,15 @@ def _add_karpathy(found: _Found, item: _Image, where: str) -> None:
     elif digits:
         found.add(None, int(digits[0]))
     else:
-        found.miss(UserError(f"{where}: neither a cocoid nor a Flickr file name"))
+        found.unreadable.append(f"{where}: neither a cocoid nor a Flickr file name")
 
 
 def _add_coco(found: _Found, item: _Image, where: str) -> None:
     # Other data sets come in COCO's format with ids of their own, which must not be taken for his.
     digits = re.search(r"(\d{12})\.\w+$", item.file_name)
+    if item.id is None and digits is None:
+        found.unreadable.append(f"{where}: neither an id nor a COCO file name")
+        return
     if digits is None or item.id not in (None, int(digits[1])):
         raise UserError(
             f"{where}: id {item.id}, file {item.file_name[:80]!r} is no COCO image",
@@ -266,7 +275,7 @@ class _Question(msgspec.Struct, gc=False):
 def _vqa(path: Path, found: _Found) -> None:
     key = "annotations" if path.stem.endswith("annotations") else "questions"
     for elements in read_arrays(path, {key: _Question}, early=True):
-        found.miss_all(path, elements.malformed)
+        found.miss(elements.malformed)
         for item in elements.items:
             found.add(item.image_id, None)
 
@@ -300,11 +309,9 @@ def _listed(path: Path, found: _Found) -> None:
             elif match := _FLICKR_LINE.match(line):
                 found.add(None, int(match[1]))
             elif line.strip() and not line.lstrip().startswith("#"):
-                found.miss(
-                    UserError(
-                        f"{path}: line {number}: {line.strip()[:60]!r} is no image name",
-                        "give COCO file names (or twelve digits) or Flickr photo ids, one a line",
-                    )
+                found.unreadable.append(
+                    f"line {number}: {line.strip()[:60]!r} is no image name (COCO file names, "
+                    "twelve digits or Flickr photo ids, one a line, are)"
                 )
 
 
@@ -322,8 +329,7 @@ def _refer(path: Path, found: _Found) -> None:
         try:
             reference = msgspec.convert(value, _Reference)
         except (msgspec.ValidationError, RecursionError) as error:
-            problem = f"{path}: not a RefCOCO list (element {index}: {error})"
-            found.miss(UserError(problem, "download it again"))
+            found.miss([(index, f"no reference: {error}", b"")])
             continue
         if reference.split in _HELD_OUT:
             found.add(reference.image_id, None)

@@ -37,7 +37,7 @@ Int64 = Annotated[int, msgspec.Meta(ge=-(2**63), le=2**63 - 1)]
 #: Bytes read, and handed on as one :class:`Elements`, at a time.
 CHUNK = 4 << 20
 #: Bytes decoded in one call: small enough that one bad element costs little to find.
-PIECE = 64 << 10
+PIECE = 16 << 10
 #: No element of any release comes near this; a larger one is a damaged or hostile file.
 MAX_ELEMENT = 256 << 20
 

@@ -129,18 +129,24 @@ class _Locator:
     def __init__(self, folder: str, present: list[str]) -> None:
         # The annotation file's own folder comes first, and is the one named when it is absent.
         own = [f for f in present if f.endswith(folder)]
-        self._folders = [*(own or [folder]), *(f for f in present if f not in own)]
+        folders = [*(own or [folder]), *(f for f in present if f not in own)]
+        parts = [folder.rsplit("/", 1)[-1] for folder in folders]
+        self._old = [not part.endswith("2017") for part in parts]
+        self._prefixes = [
+            f"{folder}/COCO_{part}_" if old else f"{folder}/"
+            for folder, part, old in zip(folders, parts, self._old, strict=True)
+        ]
+        self._folders = [f"{folder}/" for folder in folders]
 
     def __call__(self, image: Image) -> list[str]:
         name = image.file_name
-        digits = f"{image.id:012d}.jpg"
-        paths = []
-        for folder in self._folders:
-            part = folder.rsplit("/", 1)[-1]
-            renamed = digits if part.endswith("2017") else f"COCO_{part}_{digits}"
-            same_release = name.startswith("COCO_") == (not part.endswith("2017"))
-            paths.append(f"{folder}/{name if same_release else renamed}")
-        return paths
+        is_old = name.startswith("COCO_")
+        if is_old == self._old[0] and len(self._old) == 1:
+            return [self._folders[0] + name]
+        return [
+            folder + name if is_old == old else f"{prefix}{image.id:012d}.jpg"
+            for folder, prefix, old in zip(self._folders, self._prefixes, self._old, strict=True)
+        ]
 
 
 class _Leaks:

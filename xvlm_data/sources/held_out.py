@@ -9,7 +9,8 @@ from xvlm_data.sources.base import Request
 def held_out_ids(request: Request, *, beside: bool, absent: str | None = None) -> EvaluationIds:
     """The ids in the evaluation files that were given or, failing those, lie beside the release.
 
-    The files are noted as read, so that an interrupted build notices when they change.
+    The files are noted as read, so that an interrupted build notices when they change; what could
+    not be read of them becomes a note.
 
     Args:
         request: says which files, and whether leaks are kept.
@@ -17,8 +18,7 @@ def held_out_ids(request: Request, *, beside: bool, absent: str | None = None) -
         absent: what to tell the user when there are none.
 
     Raises:
-        UserError: a file is missing or broken. One bad record of a file that nobody asked for is
-            no reason to stop: it becomes a note.
+        UserError: a file is missing or broken.
     """
     if request.keep_leaks:
         return EvaluationIds()
@@ -30,11 +30,6 @@ def held_out_ids(request: Request, *, beside: bool, absent: str | None = None) -
     for file in files:
         with request.reading(file):
             pass
-    found = evaluation_ids(files, lenient=request.evaluation_files is None)
-    for read in found.files:
-        if read.unreadable:
-            request.notes.append(
-                f"{len(read.unreadable)} held-out image(s) could not be read, and may be in the "
-                f"manifest: {read.unreadable[0]}"
-            )
+    found = evaluation_ids(files)
+    request.notes += found.notes()
     return found
