@@ -21,7 +21,7 @@ from xvlm_data.errors import UserError
 from xvlm_data.images.check import Check, ImageChecker
 from xvlm_data.images.decode import Limits
 from xvlm_data.journal import Journal
-from xvlm_data.leaks.exclusion import Evaluated, look_at, stamp
+from xvlm_data.leaks.exclusion import Evaluated, looked_at, stamp
 from xvlm_data.raw.files import check_root
 from xvlm_data.reading import Records
 from xvlm_data.records import KINDS
@@ -213,8 +213,17 @@ def _run(
     records = Records(
         request, journal, engine, merge_images=source.merge_images, size=options.shard_rows
     )
+    evaluated = None
     with _reading_failed(journal):
-        evaluated = _evaluated(journal, options, engine, progress)
+        if options.compares_images:
+            evaluated = looked_at(
+                journal,
+                options.exclude_images,
+                distance=options.exclude_distance,
+                limits=options.limits,
+                threads=max(engine.workers, 1),
+                stage=progress.stage,
+            )
         source.read(request, records)
         records.close()
     for folder in (SHARDS_FOLDER, STAGED_FOLDER):
@@ -227,27 +236,6 @@ def _run(
     plan = _plan(journal, source, request, records, info, options, evaluated, engine)
     shards, counts = _write(plan, journal, records, progress, engine)
     return _summary(plan, info, request, records, shards, counts)
-
-
-def _evaluated(
-    journal: Journal, options: BuildOptions, engine: Engine, progress: Progress
-) -> Evaluated | None:
-    """The evaluation images to leave out; looked at once, however often a build is interrupted."""
-    if not options.compares_images:
-        return None
-    done = journal.done("evaluation_images")
-    if done is not None:
-        return Evaluated.from_dict(journal.folder, options.exclude_distance, options.limits, done)
-    found = look_at(
-        options.exclude_images,
-        journal.folder,
-        distance=options.exclude_distance,
-        limits=options.limits,
-        threads=max(engine.workers, 1),
-        stage=progress.stage,
-    )
-    journal.record("evaluation_images", found.to_dict())
-    return found
 
 
 def _plan(

@@ -31,6 +31,7 @@ from xvlm_data.commands import main
 from xvlm_data.errors import UserError
 from xvlm_data.images.check import ImageChecker
 from xvlm_data.images.decode import ImageError
+from xvlm_data.leaks import exclusion as exclusion_module
 from xvlm_data.leaks import fingerprint as fingerprint_module
 from xvlm_data.leaks.content import Seen
 from xvlm_data.leaks.content_index import ContentIndex
@@ -308,7 +309,7 @@ def test_an_interrupted_build_looks_at_the_evaluation_images_once_and_notices_ch
     write_image(folder / "11.jpg", ORIGINAL[11])
     os.utime(folder / "11.jpg", ns=(before.st_atime_ns, before.st_mtime_ns))
     with monkeypatch.context() as patched:
-        patched.setattr(build_module, "look_at", interrupted)
+        patched.setattr(exclusion_module, "look_at", interrupted)
         build_all("sbu", sbu, out, **options)
     assert digests(out) == digests(tmp_path / "whole")
 

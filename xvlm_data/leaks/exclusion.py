@@ -20,6 +20,7 @@ from PIL import Image
 
 from xvlm_data.errors import UserError
 from xvlm_data.images.decode import DEFAULT_LIMITS, ImageError, Limits
+from xvlm_data.journal import Journal
 from xvlm_data.leaks.against import BATCH, Stage, is_manifest
 from xvlm_data.leaks.content import (
     Named,
@@ -165,6 +166,41 @@ def look_at(
     return Evaluated(
         Exclusion(tuple(indexes), distance, limits), images, digest.hexdigest(), tuple(notes)
     )
+
+
+def looked_at(
+    journal: Journal,
+    given: Sequence[str],
+    *,
+    distance: int | None = None,
+    limits: Limits = DEFAULT_LIMITS,
+    threads: int = 1,
+    stage: Stage,
+) -> Evaluated:
+    """:func:`look_at`, once a job however often it is interrupted.
+
+    The job's plan must hold the :func:`stamp` of everything given, so that changes are noticed.
+
+    Args:
+        journal: of the job; the indexes lie in its folder.
+        given: as of :func:`look_at`, and so are all others.
+        distance: see there.
+        limits: see there.
+        threads: see there.
+        stage: see there.
+
+    Raises:
+        UserError: as :func:`look_at`.
+    """
+    task = "evaluation_images"
+    done = journal.done(task)
+    if done is None:
+        found = look_at(
+            given, journal.folder, distance=distance, limits=limits, threads=threads, stage=stage
+        )
+        journal.record(task, found.to_dict())
+        return found
+    return Evaluated.from_dict(journal.folder, distance, limits, done)
 
 
 def _look_at(given: str, wanted: Wanted, pool: Executor, stage: Stage) -> list[Named]:
