@@ -14,6 +14,9 @@ from dataclasses import dataclass, replace
 from itertools import chain
 from typing import Any, NamedTuple
 
+import numpy as np
+import numpy.typing as npt
+
 from xvlm_data.engines import Engine
 from xvlm_data.image_index import DUPLICATE, ImageIndex, make_index
 from xvlm_data.journal import Journal
@@ -359,6 +362,13 @@ class Records(Sink):
         self.spills.append(
             write_spill(self._folder / READ_FOLDER, name, tables, self.index, self._size)
         )
+
+    def have_images(self, keys: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:
+        """``[N]`` whether there is an image record with each key so far."""
+        self.flush()
+        found, known, _ = image_keys(self._folder / READ_FOLDER, self.spills)
+        every = [part[is_known] for part, is_known in zip(found, known, strict=True)]
+        return np.isin(keys, np.concatenate([np.zeros(0, np.int64), *every]))
 
     def images_complete(self) -> None:
         """Number the images: no image record comes after this."""

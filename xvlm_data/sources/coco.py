@@ -8,19 +8,21 @@ images): then the official train and val files are both read, because his parts 
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
 from typing import Any
 
 import msgspec
 import numpy as np
 
 from xvlm_data.errors import UserError
-from xvlm_data.leaks import evaluation_ids, exclude_ids
+from xvlm_data.leaks import exclude_ids
 from xvlm_data.raw.files import check_root, find_optional
 from xvlm_data.raw.json_arrays import Int64
 from xvlm_data.reading import Records
 from xvlm_data.records import CAPTION
 from xvlm_data.sources.base import Request, Source
 from xvlm_data.sources.coco_json import Image, read_boxes, read_captions, read_images
+from xvlm_data.sources.held_out import held_out_ids
 from xvlm_data.storage import AnyPath
 
 KARPATHY = ("dataset_coco.json", "annotations/dataset_coco.json", "karpathy/dataset_coco.json")
@@ -78,13 +80,17 @@ class Coco(Source):
             )
         folders = _image_folders(root)
         leaked = _Leaks(request)
+        part = None
         if karpathy is not None:
-            leaked.only = _karpathy_ids(karpathy, request)
+            part = _read_part(karpathy, request)
+            leaked.only = part.ids
             if not files:
                 _read_karpathy(karpathy, request, records, leaked)
         for path in files:
             folder = path.stem.split("_", 1)[1]
             read_images("coco", path, records, _Locator(folder, folders), leaked)
+        if files and karpathy is not None and part is not None:
+            _add_lacking(karpathy, part, records)
         records.images_complete()
         for path in files:
             if path.name.startswith("instances"):
@@ -147,10 +153,7 @@ class _Leaks:
     """Why an image is left out: not of this part, or in an evaluation set."""
 
     def __init__(self, request: Request) -> None:
-        files = () if request.keep_leaks else (request.evaluation_files or ())
-        held_out = evaluation_ids(files)
-        request.notes += held_out.notes()
-        self.banned = held_out.coco_ids
+        self.banned = held_out_ids(request, beside=False).coco_ids
         self.only: np.ndarray[Any, np.dtype[np.int64]] | None = None
 
     def __call__(self, ids: np.ndarray[Any, np.dtype[np.int64]]) -> list[str | None]:
@@ -161,21 +164,58 @@ class _Leaks:
         return reasons
 
 
-def _karpathy_ids(path: AnyPath, request: Request) -> np.ndarray[Any, np.dtype[np.int64]]:
-    """The COCO ids of the split, sorted."""
+@dataclass
+class _Part:
+    """What Karpathy's file says of a split.
+
+    Attributes:
+        ids: ``[N]`` COCO ids, sorted.
+        indices: ``[N]`` where each is in his ``images``.
+        malformed: elements that could not be decoded.
+    """
+
+    ids: np.ndarray[Any, np.dtype[np.int64]]
+    indices: np.ndarray[Any, np.dtype[np.int64]]
+    malformed: list[tuple[int, str, bytes]] = field(default_factory=list)
+
+
+def _read_part(path: AnyPath, request: Request) -> _Part:
     if request.split not in KARPATHY_SPLITS:
         raise UserError(
             f"unknown split {request.split!r} of {path.name}",
             f"choose from {', '.join(KARPATHY_SPLITS)}",
         )
     wanted = KARPATHY_SPLITS[request.split]
-    kept: list[int] = []
+    ids: list[int] = []
+    indices: list[int] = []
+    malformed: list[tuple[int, str, bytes]] = []
     for elements in request.arrays(path, {"images": _KarpathySplit}):
-        if elements.malformed:
-            index, why, _ = elements.malformed[0]
-            raise UserError(f"{path}: images[{index}]: {why}", "download the split file again")
-        kept.extend(item.cocoid for item in elements.items if item.split in wanted)
-    return np.array(sorted(kept), dtype=np.int64)
+        malformed += elements.malformed
+        inside = [place for place, item in enumerate(elements.items) if item.split in wanted]
+        ids += [elements.items[place].cocoid for place in inside]
+        indices += elements.indices[inside].tolist()
+    order = np.argsort(np.array(ids, np.int64), kind="stable")
+    return _Part(np.array(ids, np.int64)[order], np.array(indices, np.int64)[order], malformed)
+
+
+def _add_lacking(path: AnyPath, part: _Part, records: Records) -> None:
+    """Images of the split that no official file has, and records of it that cannot be read.
+
+    They have no key: an annotation of such an image is one of an unknown image.
+    """
+    number = records.part(path, "images[{index}]")
+    records.malformed_images(number, part.malformed)
+    lacking = np.flatnonzero(~records.have_images(part.ids))
+    lacking = lacking[np.argsort(part.indices[lacking])]
+    records.images(
+        {
+            "id": [f"coco/{id_}" for id_ in part.ids[lacking].tolist()],
+            "part": np.full(len(lacking), number, np.int16),
+            "index": part.indices[lacking],
+            "problem": ["missing_record"] * len(lacking),
+            "detail": ["no official annotation file has a record of it"] * len(lacking),
+        }
+    )
 
 
 def _read_karpathy(path: AnyPath, request: Request, records: Records, exclude: _Leaks) -> None:
