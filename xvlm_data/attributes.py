@@ -7,7 +7,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from xvlm_data.records import ATTRIBUTES, OBJECT, column
+from xvlm_data.records import ABSENT, ATTRIBUTES, OBJECT, column
 from xvlm_data.text import normalise_texts
 
 Int64s = npt.NDArray[np.int64]
@@ -21,6 +21,7 @@ def join_attributes(
     Args:
         annotations: of some images, with the column ``ordinal``.
         attributes: of the same images; an object may have several rows, whose lists are joined.
+            What has no id joins nothing.
         aliases: ids of objects that were merged into another.
 
     Returns:
@@ -28,7 +29,7 @@ def join_attributes(
     """
     ordinals = attributes["ordinal"].to_numpy()
     ids = _numbers(attributes, "annotation_id")
-    if aliases is not None:
+    if aliases is not None and len(aliases):
         ids = _resolved(ordinals, ids, aliases)
     objects = np.flatnonzero(column(annotations, "kind").to_numpy() == OBJECT)
     object_ids = _numbers(annotations, "annotation_id")[objects]
@@ -46,6 +47,7 @@ def join_attributes(
     places = np.searchsorted(ordered[begin], object_codes)
     places[places == len(begin)] = 0
     hit = ordered[begin][places] == object_codes if len(begin) else np.zeros(len(objects), bool)
+    hit &= object_ids != ABSENT
     of_row = np.full(len(annotations), -1, np.int64)
     of_row[objects[hit]] = places[hit]
     given = lists.take(pa.array(of_row, mask=of_row < 0))
@@ -58,12 +60,13 @@ def join_attributes(
     places = np.searchsorted(known, codes)
     places[places == len(known)] = 0
     loose = known[places] != codes if len(known) else np.ones(len(codes), bool)
+    loose |= ids == ABSENT
     return annotations.append_column("attributes", given), attributes.filter(pa.array(loose))
 
 
 def _numbers(table: pa.Table, name: str) -> Int64s:
-    """An id column; absent ids are told apart from all others."""
-    return pc.fill_null(column(table, name), -(2**63)).to_numpy()
+    """An id column; no id is ABSENT, and names nothing."""
+    return pc.fill_null(column(table, name), ABSENT).to_numpy()
 
 
 def _codes(

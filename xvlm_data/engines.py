@@ -13,8 +13,9 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import AbstractContextManager, suppress
+from dataclasses import dataclass
 from itertools import chain, islice
-from typing import Any, Protocol, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
 from xvlm_data.errors import UserError
 
@@ -82,18 +83,20 @@ class Processes:
             yield from map(function, head)
             return
         source = chain(head, source)
-        waiting: deque[tuple[T, Future[R]]] = deque()
+        waiting: deque[_Waiting[T, R]] = deque()
         deaths = 0
         try:
             while True:
-                for task in islice(source, self.workers + 1 - len(waiting)):
-                    waiting.append((task, self._submit(function, task)))
+                ahead = self.workers + 1 - len(waiting)
+                waiting.extend(_Waiting(task) for task in islice(source, ahead))
                 if not waiting:
                     return
                 try:
-                    result = waiting[0][1].result()
+                    for one in waiting:
+                        # A pool whose worker has died in the meantime says so here already.
+                        one.future = one.future or self._submit(function, one.task)
+                    result = waiting[0].result()
                 except BrokenProcessPool as error:
-                    # Nobody knows which task it was, so all that were under way are tried again.
                     deaths += 1
                     if deaths >= TRIES:
                         raise UserError(
@@ -101,14 +104,17 @@ class Processes:
                             "run the same command again, with fewer --workers; it goes on",
                         ) from error
                     self._pool = None
-                    waiting = deque((task, self._submit(function, task)) for task, _ in waiting)
+                    # Nobody knows which task it was, so all that were under way are tried again.
+                    for one in waiting:
+                        one.forget_unless_done()
                     continue
                 deaths = 0
                 waiting.popleft()
                 yield result
         finally:
-            for _, future in waiting:
-                future.cancel()
+            for one in waiting:
+                if one.future is not None:
+                    one.future.cancel()
 
     def _submit(self, function: Callable[[T], R], task: T) -> Future[R]:
         if self._pool is None:
@@ -120,6 +126,25 @@ class Processes:
             context.set_forkserver_preload(["xvlm_data.tasks"])
             self._pool = ProcessPoolExecutor(self.workers, context, initializer=_start_worker)
         return self._pool.submit(function, task)
+
+
+@dataclass
+class _Waiting(Generic[T, R]):
+    """A task, and where its result will be once it has been given to a pool."""
+
+    task: T
+    future: Future[R] | None = None
+
+    def result(self) -> R:
+        assert self.future is not None
+        return self.future.result()
+
+    def forget_unless_done(self) -> None:
+        """Keep what came back before the pool broke, results and errors alike."""
+        future = self.future
+        done = future is not None and future.done() and not future.cancelled()
+        if future is None or not done or isinstance(future.exception(), BrokenProcessPool):
+            self.future = None
 
 
 def _start_worker() -> None:

@@ -11,6 +11,7 @@ import os
 import socket
 import threading
 import time
+from contextlib import suppress
 from types import TracebackType
 from typing import Any
 
@@ -19,6 +20,8 @@ from xvlm_data.storage import AnyPath, is_local, read_json, remove_tree, write_j
 
 #: Beside an object store's lock: how often its holder says that it is alive, and when it is not.
 _HEARTBEAT, _DEAD = 20.0, 90.0
+
+_PLAN = "plan.json"
 
 
 class Journal:
@@ -39,6 +42,7 @@ class Journal:
         """
         self.folder, self._plan, self._restart = folder, plan, restart
         self.resumed = False
+        self._inputs: list[str] = []
         self._lock = _Lock(folder)
 
     def __enter__(self) -> Journal:
@@ -55,12 +59,11 @@ class Journal:
             ) from error
         self._lock.take()
         try:
-            found = read_json(self.folder / "plan.json")
-            if found is not None and self._restart:
+            found = read_json(self.folder / _PLAN)
+            if found is None or self._restart:
+                # What lies here without a plan is what a killed process had not yet removed.
                 self._clear()
-                found = None
-            if found is None:
-                write_json(self.folder / "plan.json", self._plan)
+                write_json(self.folder / _PLAN, self._plan)
             elif found != self._plan:
                 raise UserError(
                     f"{self.folder.parent}: an unfinished run with other settings lies here "
@@ -92,33 +95,63 @@ class Journal:
         write_json(self.folder / f"{task}.json", content)
 
     def check_input(self, path: AnyPath) -> None:
-        """Note an input file by size and time of change.
+        """Note an input file by size and time of change; inputs come in the same order each time.
 
         Raises:
             UserError: it is another one than when this job began.
         """
         stat = path.stat()
+        name = str(path)
         found = [stat.st_size, getattr(stat, "st_mtime_ns", None) or str(stat.st_mtime)]
         inputs = self.done("inputs") or {}
-        if inputs.get(str(path), found) != found:
-            raise UserError(
-                f"{path}: changed since this build began",
-                "add --restart to build from the new file",
-            )
-        if str(path) not in inputs:
-            self.record("inputs", inputs | {str(path): found})
+        if inputs.get(name, found) != found:
+            raise _changed(f"{name}: changed since this build began")
+        if name in self._inputs:
+            return
+        former = list(inputs)[len(self._inputs) :]
+        if former and former[0] != name:
+            if name in former:
+                raise _changed(f"{former[0]}: no longer read, but it was when this build began")
+            raise _changed(f"{name}: not read when this build began")
+        self._inputs.append(name)
+        if not former:
+            self.record("inputs", inputs | {name: found})
+
+    def check_all_inputs(self) -> None:
+        """Say that :meth:`check_input` has seen every input.
+
+        Raises:
+            UserError: there was one more when this job began.
+        """
+        former = list(self.done("inputs") or {})[len(self._inputs) :]
+        if former:
+            raise _changed(f"{former[0]}: no longer read, but it was when this build began")
 
     def discard(self) -> None:
         """Remove the journal and everything in its folder; the job is over."""
-        remove_tree(self.folder)
+        if is_local(self.folder):
+            # The lock goes last, so that a process that comes now does not lose what it writes.
+            self._clear()
+            (self.folder / _Lock.NAME).unlink(missing_ok=True)
+            with suppress(OSError):
+                self.folder.rmdir()
+        else:
+            (self.folder / _PLAN).unlink(missing_ok=True)
+            remove_tree(self.folder)
 
     def _clear(self) -> None:
+        # The plan goes first: without it, nothing else is believed.
+        (self.folder / _PLAN).unlink(missing_ok=True)
         for path in list(self.folder.iterdir()):
             if path.name != _Lock.NAME:
                 if path.is_dir():
                     remove_tree(path)
                 else:
                     path.unlink()
+
+
+def _changed(what: str) -> UserError:
+    return UserError(what, "add --restart to build from the files as they are now")
 
 
 def _difference(found: Any, wanted: Any, name: str = "") -> str:
@@ -142,6 +175,7 @@ class _Lock:
         self.path = folder / self.NAME
         self._file: int | None = None
         self._stop = threading.Event()
+        self._beating: threading.Thread | None = None
         self._owner = f"{socket.gethostname()}:{os.getpid()}:{time.time_ns()}"
 
     def take(self) -> None:
@@ -175,14 +209,16 @@ class _Lock:
         time.sleep(0.2)
         if (read_json(self.path) or {}).get("owner") != self._owner:
             self._refuse("")
-        threading.Thread(target=self._beat_on, daemon=True).start()
+        self._beating = threading.Thread(target=self._beat_on, daemon=True)
+        self._beating.start()
 
     def _beat(self) -> None:
         write_json(self.path, {"owner": self._owner, "alive": time.time()})
 
     def _beat_on(self) -> None:
         while not self._stop.wait(_HEARTBEAT):
-            self._beat()
+            with suppress(Exception):  # a store that is away for a moment; the next beat comes soon
+                self._beat()
 
     def _refuse(self, who: str) -> None:
         raise UserError(
@@ -194,7 +230,9 @@ class _Lock:
         if self._file is not None:
             os.close(self._file)
             self._file = None
-        elif not is_local(self.path):
+        elif self._beating is not None:
             self._stop.set()
+            self._beating.join()
+            self._beating = None
             if (read_json(self.path) or {}).get("owner") == self._owner:
                 self.path.unlink()

@@ -61,4 +61,5 @@ def remove_tree(path: AnyPath) -> None:
         shutil.rmtree(path, ignore_errors=True)
     elif path.exists():
         remote: Any = path
+        remote.fs.invalidate_cache()  # others have written there
         remote.fs.rm(remote.path, recursive=True)

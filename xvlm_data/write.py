@@ -219,11 +219,11 @@ def move_into_place(staged: AnyPath, out: AnyPath, summary: dict[str, Any]) -> N
         (staged / name).exists() for name in names
     ):
         return
+    write_json(staged / SUMMARY_NAME, summary, indent=2)
     (out / SUMMARY_NAME).unlink(missing_ok=True)
     for old in [*out.glob("manifest-*.parquet"), out / REJECTS_NAME]:
         if old.name not in names:
             old.unlink(missing_ok=True)
-    for name in names:
+    for name in [*names, SUMMARY_NAME]:
         if (staged / name).exists():
             (staged / name).rename(out / name)
-    write_json(out / SUMMARY_NAME, summary, indent=2)
