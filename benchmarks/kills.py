@@ -15,6 +15,8 @@ from releases import Release
 from rounds import Say, build_command
 
 JOURNAL = ".building"
+#: Recorded when all files are complete; what follows is to move them and to remove the journal.
+COMMIT = f"{JOURNAL}/commit.json"
 #: Every so many kills one is aimed at the commit, up to so many seconds after it is recorded.
 _AIM_EVERY, _AIM_WITHIN = 5, 0.02
 _POLL = 0.0005
@@ -92,8 +94,10 @@ def run_kills(
     unfinished = True
     while result.kills < count or unfinished:
         before = _records(out)
+        # Where one killed at the commit is to be resumed, there is nothing left to aim at.
+        resumes = (out / COMMIT).exists()
+        aimed = result.kills % _AIM_EVERY == _AIM_EVERY - 1 and not resumes
         group = Group(command)
-        aimed = result.kills < count and result.kills % _AIM_EVERY == _AIM_EVERY - 1
         if result.kills >= count:
             moment = None
         elif aimed:
@@ -141,8 +145,7 @@ def run_kills(
 def _kill(group: Group, out: Path, moment: float, *, at_commit: bool) -> bool:
     """Kill a group at a moment; False where it ended before that."""
     if at_commit:
-        commit = out / JOURNAL / "commit.json"
-        while not commit.exists():
+        while not (out / COMMIT).exists():
             if group.ended():
                 return False
             time.sleep(_POLL)

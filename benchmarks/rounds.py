@@ -141,45 +141,38 @@ def run_rounds(methods: Sequence[Method], rounds: int, say: Say) -> None:
                 shutil.rmtree(method.out, ignore_errors=True)
             os.sync()  # what the one before wrote is not to be paid for by this one
             cost = measure(method.command, sample=number == 0, timeout=method.timeout)
-            _take(method, cost, timed=number > 0)
+            shown = _take(method, cost, timed=number > 0)
             title = f"round {number}/{rounds}" if number else "memory round"
-            shown = method.failed or method.skipped or ""
-            if not shown:
-                wall, cpu = _own(method, cost)
-                shown = f"{wall:.2f} s, {cpu:.2f} s of CPU"
-                shown += f", {(method.peak or 0) / 1e6:,.0f} MB" if number == 0 else ""
             say(f"{method.release.source} {title} {method.name}: {shown}")
             for line in method.wrong:
                 say(f"  WRONG {line}")
 
 
-def _take(method: Method, cost: Cost, *, timed: bool) -> None:
+def _take(method: Method, cost: Cost, *, timed: bool) -> str:
+    """Note what a run cost, or how it failed; returns that in words."""
     if cost.status:
         lines = cost.stderr.strip().splitlines() or [""]
         late = method.timeout is not None and cost.wall >= method.timeout
         signal = f"signal {-cost.status}" if cost.status < 0 else f"status {cost.status}"
         method.failed = f"stopped after {cost.wall:.0f} s" if late else f"{signal} {lines[-1]}"
-        return
+        return method.failed
+    wall, cpu = cost.wall, cost.cpu
     if method.own_timer:
         method.answer = json.loads(cost.stdout.strip().splitlines()[-1])
         if "missing" in method.answer:
             method.skipped = f"not installed ({method.answer['missing']})"
-            return
+            return method.skipped
         if "error" in method.answer:
-            method.failed = method.answer["error"]
-            return
+            method.failed = str(method.answer["error"])
+            return method.failed
+        wall, cpu = method.answer["wall"], method.answer["cpu"]
     if method.check:
         method.wrong = method.check()
     if timed:
-        method.costs.append(_own(method, cost))
-    else:
-        method.memory = cost
-
-
-def _own(method: Method, cost: Cost) -> tuple[float, float]:
-    if method.own_timer and "wall" in method.answer:
-        return method.answer["wall"], method.answer["cpu"]
-    return cost.wall, cost.cpu
+        method.costs.append((wall, cpu))
+        return f"{wall:.2f} s, {cpu:.2f} s of CPU"
+    method.memory = cost
+    return f"{wall:.2f} s, {cpu:.2f} s of CPU, {(method.peak or 0) / 1e6:,.0f} MB"
 
 
 def ratios(method: Method, base: Method) -> list[float]:
