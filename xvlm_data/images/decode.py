@@ -81,6 +81,7 @@ def decode(
     apply_exif: bool = False,
     limits: Limits = DEFAULT_LIMITS,
     name: str | None = None,
+    at_least: int | None = None,
 ) -> Image.Image:
     """Decode to RGB, every pixel of it.
 
@@ -91,6 +92,9 @@ def decode(
         apply_exif: without ``size``: turn by EXIF orientation (captions have no boxes to keep).
         limits: what the file and its pixels may cost.
         name: what to call the image in errors.
+        at_least: for a caller that makes it smaller: the picture may come at a half, a quarter or
+            an eighth of its size, as long as no side gets shorter than this. JPEG does so while
+            it decodes, in a fraction of the time; all of the data is read nevertheless.
 
     Raises:
         ImageError: with its reason; never anything else, whatever the bytes.
@@ -110,9 +114,11 @@ def decode(
         if width * height > limits.max_pixels:
             raise ImageError("too_many_pixels", f"{name}: {width}x{height} pixels")
         try:
+            turn = _must_turn(image, size, apply_exif, name)
+            if at_least is not None and image.format == "JPEG":
+                _shrink_on_load(image, at_least)
             image.load()
-            turned = _turned(image, size, apply_exif, name)
-            return to_rgb(turned)
+            return to_rgb(ImageOps.exif_transpose(image) if turn else image)
         except ImageError:
             raise
         except Exception as error:
@@ -135,19 +141,28 @@ def header_size(data: bytes, name: str) -> tuple[int, int]:
         return (height, width) if _swaps_sides(image) else (width, height)
 
 
-def _turned(
+def _must_turn(
     image: Image.Image, size: tuple[int, int] | None, apply_exif: bool, name: str
-) -> Image.Image:
+) -> bool:
+    """Whether the picture is to be turned by its EXIF orientation; see :func:`decode`."""
     if size is None:
-        return ImageOps.exif_transpose(image) if apply_exif else image
+        return apply_exif
     if image.size == size:
-        return image
+        return False
     if _swaps_sides(image) and image.size == size[::-1]:
-        return ImageOps.exif_transpose(image)
+        return True
     found = f"{image.size[0]}x{image.size[1]}"
     raise ImageError(
         "size_mismatch", f"{name}: {found} pixels, but annotated as {size[0]}x{size[1]}"
     )
+
+
+def _shrink_on_load(image: Image.Image, at_least: int) -> None:
+    """Have libjpeg decode at the smallest scale whose shortest side is ``at_least`` or more."""
+    width, height = image.size
+    shortest = min(width, height)
+    if shortest >= 2 * at_least:
+        image.draft(None, (width * at_least // shortest, height * at_least // shortest))
 
 
 def _swaps_sides(image: Image.Image) -> bool:
