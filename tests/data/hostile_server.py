@@ -11,6 +11,7 @@ import asyncio
 import email.utils
 import gzip
 import io
+import re
 import socket
 import struct
 import threading
@@ -19,6 +20,7 @@ import zlib
 from collections import Counter
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
+from urllib.parse import unquote
 
 import numpy as np
 from PIL import Image
@@ -45,7 +47,9 @@ def bomb_png() -> bytes:
     """A PNG of a few bytes that claims 60000 x 60000 pixels."""
 
     def chunk(kind: bytes, data: bytes) -> bytes:
-        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+        return (
+            struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+        )
 
     head = struct.pack(">IIBBBBB", 60_000, 60_000, 8, 2, 0, 0, 0)
     end = chunk(b"IDAT", zlib.compress(b"\0" * 1000)) + chunk(b"IEND", b"")
@@ -82,7 +86,9 @@ class Connection:
         await self.send("\r\n".join([*lines, "", ""]).encode("latin-1"))
 
     async def answer(self, body: bytes, status: str = "200 OK", **headers: object) -> None:
-        await self.head(status, **({"Content_Type": "image/jpeg"} | headers), Content_Length=len(body))
+        await self.head(
+            status, **({"Content_Type": "image/jpeg"} | headers), Content_Length=len(body)
+        )
         await self.send(body)
 
     def hang_up(self) -> None:
@@ -166,7 +172,8 @@ class HostileServer:
 
 def number_of(path: str) -> int:
     """``/good/17.jpg`` -> 17."""
-    return int("".join(c for c in path.partition("?")[0] if c.isdigit()) or 0)
+    digits = re.search(r"\d+", path)
+    return int(digits.group()) if digits else 0
 
 
 def _fixed(body: bytes, status: str = "200 OK", **headers: object) -> Route:
@@ -277,7 +284,7 @@ async def growing_circle(c: Connection) -> None:
 async def to(c: Connection) -> None:
     """``/to/<host>``: the same port there."""
     port = c.writer.get_extra_info("sockname")[1]
-    host = c.asked.path.removeprefix("/to/")
+    host = unquote(c.asked.path).removeprefix("/to/")
     await _redirect(f"http://{host}:{port}/good/1.jpg")(c)
 
 

@@ -31,6 +31,7 @@ _NOT_PUBLIC = tuple(
         "64:ff9b:1::/48",  # local-use translation
         "100::/64",  # discard
         "2001::/23",  # IETF protocol assignments, Teredo among them
+        "3fff::/20",  # documentation
         "5f00::/16",  # segment routing
         "fec0::/10",  # site-local
     )
@@ -42,6 +43,10 @@ _6TO4 = ipaddress.ip_network("2002::/16")
 
 #: Hosts that system resolvers read as an IPv4 address: decimal, octal and hexadecimal parts.
 _NUMERIC = re.compile(r"(?:0x[0-9a-f]*|[0-9]+)(?:\.(?:0x[0-9a-f]*|[0-9]+)){0,3}\.?", re.IGNORECASE)
+
+#: A URL that needs no quoting; it is asked for exactly as it stands, since it may be signed.
+_TIDY = re.compile(r"[!#-;=?-\[\]_a-z~]+")
+_NAME = re.compile(r"(?!.*\.\.)[a-z0-9_][a-z0-9_.-]{0,252}")
 
 
 class PrivateAddressError(OSError):
@@ -79,6 +84,16 @@ def _embedded(ip: ipaddress.IPv6Address) -> ipaddress.IPv4Address | None:
     return None
 
 
+def parse_url(text: str) -> URL:
+    """A URL, absolute or not; what may not stand in one is quoted.
+
+    Raises:
+        ValueError: it is none.
+    """
+    text = text.strip()
+    return URL(text, encoded=_TIDY.fullmatch(text) is not None)
+
+
 def checked_url(text: str | URL, *, allow_private: bool) -> URL:
     """A URL that may be asked, without the user name and password that it may hold.
 
@@ -86,9 +101,8 @@ def checked_url(text: str | URL, *, allow_private: bool) -> URL:
         Failure: bad_url or private_address.
     """
     try:
-        url = URL(text.strip()) if isinstance(text, str) else text
-        host, scheme = url.host, url.scheme
-        port = url.port
+        url = parse_url(text) if isinstance(text, str) else text
+        host, scheme, port = (url.raw_host or "").lower(), url.scheme, url.port
     except (ValueError, TypeError, UnicodeError) as error:
         raise Failure("bad_url", f"{str(text)[:200]!r}: {error}") from None
     if scheme not in ("http", "https"):
@@ -101,6 +115,9 @@ def checked_url(text: str | URL, *, allow_private: bool) -> URL:
             host = socket.inet_ntoa(socket.inet_aton(host.rstrip(".")))
         except OSError:
             raise Failure("bad_url", f"{str(text)[:200]!r}: no such address") from None
+    if ":" not in host and not _NAME.fullmatch(host):
+        raise Failure("bad_url", f"{str(text)[:200]!r}: no name of a host")
+    if host != url.raw_host:
         url = url.with_host(host)
     literal = ":" in host or _NUMERIC.fullmatch(host) is not None
     if literal and not allow_private and not is_public(host):

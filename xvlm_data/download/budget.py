@@ -27,11 +27,8 @@ class ByteBudget:
             try:
                 await turn
             except asyncio.CancelledError:
-                if turn.done() and not turn.cancelled():
-                    self._give_back(size)  # it was granted in the moment of cancelling
-                else:
-                    self._waiting.remove((size, turn))
-                    self._give_back(0)
+                # It may have been granted in the moment of cancelling.
+                self._give_back(0 if turn.cancelled() else size)
                 raise
         else:
             self._free -= size
@@ -42,7 +39,11 @@ class ByteBudget:
 
     def _give_back(self, size: int) -> None:
         self._free += size
-        while self._waiting and self._waiting[0][0] <= self._free:
-            wanted, turn = self._waiting.popleft()
-            self._free -= wanted
-            turn.set_result(None)
+        while self._waiting:
+            wanted, turn = self._waiting[0]
+            if not turn.cancelled():
+                if wanted > self._free:
+                    return
+                self._free -= wanted
+                turn.set_result(None)
+            self._waiting.popleft()

@@ -40,7 +40,10 @@ def serve(descriptor: int) -> None:
                 )
                 answer = {"same": kept is data, "width": width, "height": height}
             except ImageError as error:
-                answer = {"reason": error.reason, "message": error.what.removeprefix("image: ")[:300]}
+                answer = {
+                    "reason": error.reason,
+                    "message": error.what.removeprefix("image: ")[:300],
+                }
             except MemoryError:
                 answer = {"reason": "too_many_pixels", "message": "does not fit in memory"}
             pipe.send_bytes(json.dumps(answer).encode())

@@ -19,7 +19,7 @@ from aiohttp.abc import AbstractResolver
 from yarl import URL
 
 from xvlm_data.download import faults
-from xvlm_data.download.addresses import Resolver, checked_url, guarded_socket
+from xvlm_data.download.addresses import Resolver, checked_url, guarded_socket, parse_url
 from xvlm_data.download.body import read_body
 from xvlm_data.download.budget import ByteBudget
 from xvlm_data.download.hosts import Hosts
@@ -182,7 +182,7 @@ class Fetcher:
         location = response.headers.get("Location")
         if response.status in _REDIRECTS and location:
             try:
-                target = response.url.join(URL(location))
+                target = response.url.join(parse_url(location))
             except ValueError as error:
                 raise Failure("bad_url", f"redirected to {location[:200]!r}: {error}") from None
             return checked_url(target, allow_private=product.allow_private)
