@@ -114,6 +114,10 @@ class HostileServer:
     def count(self, path: str) -> int:
         return sum(asked.path == path for asked in self.asked)
 
+    def forget(self) -> None:
+        """Every request is the first of its kind again."""
+        self._times.clear()
+
     def __enter__(self) -> HostileServer:
         ready = threading.Event()
         self._loop = asyncio.new_event_loop()
@@ -172,8 +176,8 @@ class HostileServer:
 
 def number_of(path: str) -> int:
     """``/good/17.jpg`` -> 17."""
-    digits = re.search(r"\d+", path)
-    return int(digits.group()) if digits else 0
+    digits = re.search(r"/(\d+)", path)
+    return int(digits.group(1)) if digits else 0
 
 
 def _fixed(body: bytes, status: str = "200 OK", **headers: object) -> Route:
@@ -309,6 +313,13 @@ async def once_reset(c: Connection) -> None:
     await (reset(c) if c.times == 1 else good(c))
 
 
+async def once_500(c: Connection) -> None:
+    if c.times == 1:
+        await c.answer(b"oh", "500 Internal Server Error")
+    else:
+        await good(c)
+
+
 async def garbage(c: Connection) -> None:
     await c.send(b"SSH-2.0-OpenSSH_9.6\r\n\r\n")
     c.hang_up()
@@ -381,6 +392,7 @@ ROUTES: dict[str, Route] = {
     "cookie": _fixed(picture(19), Set_Cookie="id=me; Path=/"),
     "reset": reset,
     "once_reset": once_reset,
+    "once_500": once_500,
     "garbage": garbage,
     "long_header": long_header,
     "gzip_bomb": gzip_bomb,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -228,21 +229,22 @@ def _print(summary: dict[str, Any], out: Path) -> None:
     from xvlm_data.download.reasons import TRANSIENT
 
     images, run = summary["counts"]["images"], summary["run"]
+    say = partial(stdout.print, soft_wrap=True)  # paths stay whole
     stdout.print(closing_table(summary))
     if run["finished"]:
-        stdout.print(f"{out}: was finished already; nothing was asked for")
+        say(f"{out}: was finished already; nothing was asked for")
     else:
         speed = run["tried"] / max(run["seconds"], 1e-9)
-        stdout.print(
+        say(
             f"{out}: {summary['rows']:,} images in {len(summary['shards'])} file(s); this run "
             f"tried {run['tried']:,} URLs in {run['seconds']:,.1f} s ({speed:,.0f}/s, "
             f"{run['received_bytes'] / 1e6:,.1f} MB)"
         )
     if summary["rejects"]:
-        stdout.print(f"{summary['rejects']:,} rows left out, listed in {out}/rejects.parquet")
+        say(f"{summary['rejects']:,} rows left out, listed in {out}/rejects.parquet")
     again = sum(n for reason, n in images["rejected"].items() if reason in TRANSIENT)
     if again:
-        stdout.print(f"{again:,} of them may arrive another time: the same command with --retry")
+        say(f"{again:,} of them may arrive another time: the same command with --retry")
 
 
 def closing_table(summary: dict[str, Any]) -> Any:

@@ -86,7 +86,7 @@ class Fetcher:
             timeout=aiohttp.ClientTimeout(total=None, connect=manners.connect_timeout),
             headers={
                 "User-Agent": manners.user_agent,
-                "Accept": "image/*,*/*;q=0.5",
+                "Accept": "image/jpeg,image/png,image/webp,*/*;q=0.5",
                 "Accept-Encoding": "identity",
             },
         )

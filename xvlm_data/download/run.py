@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import hashlib
 import json
 import resource
@@ -12,6 +13,8 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import pyarrow as pa
 
 from xvlm_data import __version__
 from xvlm_data.download.decoders import Decoders, Encoding
@@ -31,6 +34,7 @@ from xvlm_data.write import check_out
 
 WORK = ".building"
 _SHARD = "shard-{:05d}"
+_FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 #: Rows that wait for their host, for a slot, or for another attempt, at the same time.
 _WINDOW = 4096
 
@@ -86,7 +90,15 @@ def download(request: Request, product: ProductOptions, manners: Manners) -> dic
     elif request.retry and unfinished is None:
         raise UserError(f"{request.out}: no finished manifest to retry", "leave --retry out")
     of = {"retry_of": _digest(retried)} if retried is not None else {}
-    with Journal(work, plan | of, restart=request.restart) as journal:
+    with (
+        _disk_errors(request.out),
+        Journal(work, plan | of, restart=request.restart) as journal,
+    ):
+        if not journal.resumed and read_json(request.out / SUMMARY_NAME) != previous:
+            journal.discard()
+            raise UserError(
+                f"{request.out}: another process has just finished it", "run the same command again"
+            )
         rows, counts = _open_rows(request.spec, product.limit, journal)
         info = _info(rows, product, plan["name"])
         job = _Job(request, product, manners, journal, rows, info, retried)
@@ -275,6 +287,22 @@ def _first(group: BaseExceptionGroup[BaseException]) -> BaseException:
 
 def _digest(summary: dict[str, Any] | None) -> str:
     return hashlib.sha256(json.dumps(summary, sort_keys=True).encode()).hexdigest()[:16]
+
+
+@contextmanager
+def _disk_errors(out: Path) -> Iterator[None]:
+    """A full disk as one line."""
+    try:
+        yield
+    except (OSError, pa.ArrowException) as error:
+        number = error.errno if isinstance(error, OSError) else None
+        text = str(error).splitlines()[0] if str(error) else type(error).__name__
+        if number in _FULL or "No space left" in text or "File too large" in text:
+            raise UserError(
+                f"{out}: no space left to write the manifest",
+                "free some space and run the same command again: it goes on where it was",
+            ) from error
+        raise UserError(f"{out}: {text}", "run the same command again: it goes on") from error
 
 
 @contextmanager
