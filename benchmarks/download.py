@@ -4,8 +4,8 @@ A server on this machine (processes of its own) gives small JPEGs after a fixed 
 does; both download the same list from it, one after the other, in every case into Parquet with the
 images' bytes:
 
-* ``original``: bytes kept as they are, decoded to check them (img2dataset: `resize_mode=no` with
-  `encode_quality` unused, which decodes nothing);
+* ``original``: bytes kept as they are, decoded by both to check them (img2dataset:
+  `resize_mode=no`, `skip_reencode`);
 * ``resized``: shortest side 128, JPEG quality 90, by both.
 
 What is compared is throughput on a good network with healthy links, the easy case for both. The
@@ -173,6 +173,7 @@ def peer(python: str, urls: Path, out: Path, concurrency: int, side: int | None)
         "thread_count": max(1, concurrency // cores),
         "number_sample_per_shard": 1000,
         "resize_mode": "keep_ratio" if side else "no",
+        "skip_reencode": side is None,
         "image_size": side or 256,
         "encode_quality": 90,
         "enable_wandb": False,

@@ -71,7 +71,8 @@ def reencode(
     target = _target_size(full, shortest_side)
     image = _to_srgb(image)
     if image.size != target:
-        image = image.resize(target, Image.Resampling.LANCZOS)
+        # Pillow widens the filter by the scale: no aliasing, as in training's own resizing.
+        image = image.resize(target, Image.Resampling.BICUBIC)
     buffer = io.BytesIO()
     # `image.info` of the original would travel into the file: comments, EXIF, profile.
     image.info = {}
