@@ -1,46 +1,48 @@
-"""Raw release to manifest: read, group, check and reformulate block by block, write."""
+"""Raw release to manifest: read into records, then shard by shard into rows; journalled throughout.
+
+A build can be killed at any moment: the same command goes on where it was, and ends with the same
+bytes as if nothing had happened.
+"""
 
 from __future__ import annotations
 
 import errno
 import gc
-import shutil
-import tempfile
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 from typing import Any, Literal, Protocol
 
-import duckdb
 import pyarrow as pa
-import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from xvlm_data import __version__
+from xvlm_data.engines import Engine
 from xvlm_data.errors import UserError
-from xvlm_data.group import Grouped, blocks, group, view_records
-from xvlm_data.images.check import ImageChecker
+from xvlm_data.images.check import Check, ImageChecker
 from xvlm_data.images.decode import Limits
+from xvlm_data.journal import Journal
 from xvlm_data.raw.files import check_root
-from xvlm_data.records import KINDS, Records
+from xvlm_data.reading import Records
+from xvlm_data.records import KINDS
 from xvlm_data.reformulate import Counts, Reformulator
-from xvlm_data.rules import FILTERS, Rules
-from xvlm_data.schema import SCHEMA_VERSION
+from xvlm_data.rejects import RejectsMaker
+from xvlm_data.rules import FILTERS, KEEP_ALL, Rules
+from xvlm_data.schema import FIELDS, SIZES_KNOWN, SIZES_UNKNOWN, manifest_schema
+from xvlm_data.shard import (
+    SHARDS_FOLDER,
+    STAGED_FOLDER,
+    ShardPlan,
+    read_rejects,
+    run_shard,
+)
 from xvlm_data.sources import Request, Source, get_source
 from xvlm_data.sources.base import OpenProgress
+from xvlm_data.storage import AnyPath, is_local
 from xvlm_data.text import SlashedNames
-from xvlm_data.write import (
-    ManifestWriter,
-    RejectsWriter,
-    check_out,
-    move_into_place,
-    write_summary,
-)
+from xvlm_data.write import RejectsWriter, check_out, move_into_place
 
-#: Images per block: the unit of work; bounds memory when images are embedded.
-BLOCK_IMAGES = 256
+#: The journal's folder, inside the manifest's.
+JOURNAL_NAME = ".building"
 
 
 @dataclass(frozen=True)
@@ -48,28 +50,36 @@ class BuildOptions:
     """Everything that decides what a build gives; stored in the manifest.
 
     Attributes:
-        images: ``reference`` stores paths, ``embed`` the encoded bytes.
-        rules: the filters.
+        images: ``reference`` stores paths, ``embed`` the encoded bytes, ``url`` addresses.
+        rules: the filters; None for the source's own: the paper's, or for evaluation sets none.
         slashed_names: form of category names with alternatives.
         exclude: evaluation files whose images are left out; None looks beside the root.
         keep_leaks: leave nothing out.
-        check_images: decode every image.
+        check: how closely images are looked at.
         limits: what an image may cost.
-        shard_rows: rows of a shard.
+        shard_rows: images of the release a shard, so at most as many rows a file.
+        shortest_side: with ``embed``: make images smaller, to this shortest side.
+        quality: of the JPEG that is then written.
     """
 
-    images: Literal["reference", "embed"] = "reference"
-    rules: Rules = field(default_factory=Rules)
+    images: Literal["reference", "embed", "url"] = "reference"
+    rules: Rules | None = None
     slashed_names: SlashedNames = "first"
-    exclude: tuple[Path, ...] | None = None
+    exclude: tuple[AnyPath, ...] | None = None
     keep_leaks: bool = False
-    check_images: bool = True
+    check: Check = "decode"
     limits: Limits = field(default_factory=Limits)
-    shard_rows: int = 100_000
+    shard_rows: int = 10_000
+    shortest_side: int | None = None
+    quality: int = 90
 
-    def to_dict(self) -> dict[str, Any]:
+    def rules_for(self, source: Source) -> Rules:
+        """The rules of a build of this source."""
+        return self.rules or (KEEP_ALL if source.evaluation else Rules())
+
+    def to_dict(self, source: Source) -> dict[str, Any]:
         """JSON-ready, the same wherever the build runs."""
-        values = asdict(self)
+        values = asdict(self) | {"rules": asdict(self.rules_for(source))}
         values["exclude"] = None if self.exclude is None else [str(path) for path in self.exclude]
         return values
 
@@ -89,15 +99,15 @@ class Progress(Protocol):
 
 def build(
     source_name: str,
-    root: Path,
-    out: Path,
+    root: AnyPath,
+    out: AnyPath,
     *,
     split: str = "train",
     options: BuildOptions | None = None,
     progress: Progress,
-    workers: int = 1,
-    memory: str = "2GB",
+    engine: Engine,
     force: bool = False,
+    restart: bool = False,
 ) -> dict[str, Any]:
     """Build a manifest folder; returns the content of its ``manifest.json``.
 
@@ -108,137 +118,182 @@ def build(
         split: which part of the release.
         options: what to keep and how to store it.
         progress: display.
-        workers: threads that decode images and sort. The result does not depend on it.
-        memory: limit of the sort, such as "2GB".
+        engine: an opened engine; the result does not depend on it.
         force: write into a folder that holds something else.
+        restart: forget what an interrupted build has done.
 
     Raises:
-        UserError: the release is missing or broken, or the manifest cannot be written.
+        UserError: the release is missing or broken, the manifest cannot be written, or another
+            build works in ``out``.
     """
     options = options or BuildOptions()
     source = get_source(source_name)
     check_root(root)
-    root = root.resolve()
+    if is_local(root):
+        root = root.resolve()
     name = f"{source_name}-{split}"
     check_out(out, name, force=force)
+    _check_images_option(source, options)
+    info = {
+        "name": name,
+        "source": source.name,
+        "split": split,
+        "options": options.to_dict(source),
+        "image_root": str(root) if options.images == "reference" else None,
+        "generator": f"xvlm {__version__}",
+        "licence": source.licence,
+    }
+    with _journal(out, info | {"root": str(root)}, restart) as journal, _collector_off():
+        done = journal.done("commit")
+        if done is None:
+            done = _run(journal, source, root, info, options, progress, engine)
+            journal.record("commit", done)
+        move_into_place(journal.folder / STAGED_FOLDER, out, done)
+        journal.discard()
+    return done
+
+
+def _check_images_option(source: Source, options: BuildOptions) -> None:
+    if options.images == "url" and not source.url_list:
+        raise UserError(
+            f"--images url: {source.name} is no list of addresses", "use reference or embed"
+        )
+    if options.shortest_side is not None and options.images != "embed":
+        raise UserError("--shortest-side needs --images embed", "references keep their files")
+    if options.check == "none" and options.images == "embed":
+        raise UserError("--check none cannot embed images", "use --check find")
+
+
+def _run(
+    journal: Journal,
+    source: Source,
+    root: AnyPath,
+    info: dict[str, Any],
+    options: BuildOptions,
+    progress: Progress,
+    engine: Engine,
+) -> dict[str, Any]:
+    """Everything up to the complete manifest in the journal's folder; returns its summary."""
     request = Request(
         root=root,
-        split=split,
+        split=info["split"],
         progress=progress.reading,
         slashed_names=options.slashed_names,
         evaluation_files=options.exclude,
         keep_leaks=options.keep_leaks,
+        urls=options.images == "url",
+        on_open=journal.check_input,
     )
-    with _workspace(out) as work, _collector_off():
-        records = Records(work)
-        with records:
-            source.read(request, records)
-        with progress.stage("grouping", None, "images"):
-            grouped = group(
-                records, work, merge_images=source.merge_images, memory=memory, threads=workers
-            )
-        staged = work / "staged"
-        staged.mkdir()
-        reformulator = Reformulator(
-            source=source.name,
-            split=split,
-            parts=[(_relative(file, root), place) for file, place in records.parts],
-            checker=ImageChecker(
-                root, options.check_images, options.images == "embed", options.limits
-            ),
-            rules=options.rules,
-        )
-        info = {
-            "name": name,
-            "source": source.name,
-            "split": split,
-            "options": options.to_dict(),
-            "image_root": str(root) if options.images == "reference" else None,
-            "generator": f"xvlm {__version__}",
-            "licence": source.licence,
-        }
-        shards, counts = _write(grouped, reformulator, staged, info, options, progress, workers)
-        summary = _summary(info, source, request, records, grouped, shards, counts)
-        write_summary(staged, summary)
-        move_into_place(staged, out)
-    return summary
+    records = Records(
+        request, journal, engine, merge_images=source.merge_images, size=options.shard_rows
+    )
+    with _reading_failed(journal):
+        source.read(request, records)
+        records.close()
+    for folder in (SHARDS_FOLDER, STAGED_FOLDER):
+        (journal.folder / folder).mkdir(parents=True, exist_ok=True)
+    plan = _plan(journal, source, request, records, info, options, engine)
+    shards, counts = _write(plan, journal, records, progress, engine)
+    return _summary(plan, info, request, records, shards, counts)
 
 
-def _write(
-    grouped: Grouped,
-    reformulator: Reformulator,
-    staged: Path,
-    info: dict[str, Any],
-    options: BuildOptions,
-    progress: Progress,
-    workers: int,
-) -> tuple[list[dict[str, Any]], Counts]:
-    counts = Counts()
-    rows = ManifestWriter(staged, info, shard_rows=options.shard_rows)
-    rejects = RejectsWriter(staged)
-    with (
-        ThreadPoolExecutor(max(workers, 1)) as pool,
-        progress.stage("images", grouped.image_count, "images") as advance,
-    ):
-        for block in blocks(grouped, BLOCK_IMAGES):
-            table, rejected = reformulator(block, pool, counts)
-            rows.write(table)
-            rejects.write(rejected)
-            advance(len(block.images))
-    _set_aside(grouped, reformulator, rejects, counts)
-    rejects.close()
-    return rows.close(), counts
-
-
-def _set_aside(
-    grouped: Grouped, reformulator: Reformulator, rejects: RejectsWriter, counts: Counts
-) -> None:
-    """Records that belong to no image of the manifest: orphans, repeated image records."""
-    for batch in pq.ParquetFile(grouped.orphans_path).iter_batches():
-        table = pa.Table.from_batches([batch])
-        reasons = [reason or "unknown_image" for reason in table["problem"].to_pylist()]
-        for kind, name in enumerate(KINDS):
-            of_kind = table["kind"].to_pylist()
-            counts.leave_out(name, [r for r, k in zip(reasons, of_kind, strict=True) if k == kind])
-        rejects.write(reformulator.annotation_rejects(table, reasons, [None] * len(table)))
-    for batch in pq.ParquetFile(grouped.duplicates_path).iter_batches():
-        table = pa.Table.from_batches([batch])
-        counts.leave_out("image", ["duplicate_image"] * len(table))
-        details = ["an image record with this id came before"] * len(table)
-        rejects.write(reformulator.image_rejects(table, ["duplicate_image"] * len(table), details))
-    for batch in pq.ParquetFile(grouped.loose_attributes_path).iter_batches():
-        table = pa.Table.from_batches([batch])
-        counts.leave_out("attributes", ["unknown_object"] * len(table))
-        rejects.write(reformulator.attribute_rejects(table))
-
-
-def _summary(
-    info: dict[str, Any],
+def _plan(
+    journal: Journal,
     source: Source,
     request: Request,
     records: Records,
-    grouped: Grouped,
+    info: dict[str, Any],
+    options: BuildOptions,
+    engine: Engine,
+) -> ShardPlan:
+    unknown = options.check == "none" and (source.url_list or source.normalised_boxes)
+    unseen = options.images == "url" or unknown
+    reformulator = Reformulator(
+        source=source.name,
+        split=info["split"],
+        rejects=RejectsMaker(
+            tuple((str(_relative(file, request.root)), place) for file, place in records.parts)
+        ),
+        checker=ImageChecker(
+            request.root,
+            options.check,
+            options.images == "embed",
+            options.limits,
+            options.shortest_side,
+            options.quality,
+            as_urls=options.images == "url",
+            stored_pixels=source.stored_pixels,
+            sizes_unknown=unseen,
+        ),
+        rules=options.rules_for(source),
+        labels=records.labels,
+        normalised_boxes=source.normalised_boxes,
+        extra=source.extra,
+    )
+    fields = FIELDS if source.extra is None else FIELDS.append(source.extra)
+    shards = max(len(records.shard_records) - 1, 1)
+    assert records.index_folder is not None
+    return ShardPlan(
+        journal.folder,
+        records.index_folder,
+        tuple(records.spills),
+        tuple(records.shard_records),
+        options.shard_rows,
+        reformulator,
+        manifest_schema(info, fields, SIZES_UNKNOWN if unseen else SIZES_KNOWN),
+        # Few shards would leave workers idle while images are decoded.
+        threads=max(engine.workers // shards, 1) if options.check != "none" else 1,
+    )
+
+
+def _write(
+    plan: ShardPlan, journal: Journal, records: Records, progress: Progress, engine: Engine
+) -> tuple[list[dict[str, Any]], Counts]:
+    assert records.index is not None
+    shards, counts = [], Counts()
+    rejects = RejectsWriter(journal.folder / STAGED_FOLDER)
+    left = records.index.images
+    with progress.stage("writing", left, "images") as advance:
+        tasks = ((plan, number) for number in range(plan.count))
+        for number, record in enumerate(engine.map(run_shard, tasks)):
+            counts.add(Counts.from_dict(record["counts"]))
+            rejects.write(read_rejects(journal.folder, number))
+            shards.append(record["shard"])
+            advance(min(plan.size, left))
+            left -= min(plan.size, left)
+    rest = run_shard((plan, plan.count))
+    counts.add(Counts.from_dict(rest["counts"]))
+    rejects.write(read_rejects(journal.folder, plan.count))
+    rejects.close()
+    return shards, counts
+
+
+def _summary(
+    plan: ShardPlan,
+    info: dict[str, Any],
+    request: Request,
+    records: Records,
     shards: list[dict[str, Any]],
     counts: Counts,
 ) -> dict[str, Any]:
-    raw = _raw_counts(records, grouped)
+    raw = records.counts()
     table = {}
-    for kind, name in [("image", "images"), *((kind, f"{kind}s") for kind in KINDS)]:
+    for kind in ("image", *KINDS):
         left_out: dict[str, int] = dict(counts.left_out.get(kind, {}))
-        filtered = {reason: n for reason, n in sorted(left_out.items()) if reason in FILTERS}
-        rejected = {reason: n for reason, n in sorted(left_out.items()) if reason not in FILTERS}
-        table[name] = {
+        if kind == "question" and plan.reformulator.extra is None:
+            continue
+        table[f"{kind}s"] = {
             "raw": raw[kind],
             "kept": counts.kept[kind],
-            "filtered": filtered,
-            "rejected": rejected,
+            "filtered": {r: n for r, n in sorted(left_out.items()) if r in FILTERS},
+            "rejected": {r: n for r, n in sorted(left_out.items()) if r not in FILTERS},
         }
         total = counts.kept[kind] + sum(left_out.values())
         if total != raw[kind]:
-            raise AssertionError(f"{name}: {raw[kind]} read, but {total} accounted for")
-    return {
+            raise AssertionError(f"{kind}s: {raw[kind]} read, but {total} accounted for")
+    summary = {
         **info,
-        "schema_version": SCHEMA_VERSION,
+        "schema_version": int(plan.schema.metadata[b"xvlm.schema_version"]),
         "inputs": [str(_relative(path, request.root)) for path in request.inputs],
         "notes": request.notes,
         "counts": table,
@@ -254,58 +309,51 @@ def _summary(
         "rejects": sum(sum(reasons.values()) for reasons in counts.left_out.values()),
         "shards": shards,
     }
+    if counts.bytes_stored:
+        summary["image_bytes"] = {"read": counts.bytes_read, "stored": counts.bytes_stored}
+    return summary
 
 
-def _raw_counts(records: Records, grouped: Grouped) -> dict[str, int]:
-    """What was read, counted from what was read and not from what became of it."""
-    counts = dict.fromkeys(KINDS, 0)
-    for batch in pq.ParquetFile(records.paths["annotations"]).iter_batches(columns=["kind"]):
-        for pair in pc.value_counts(batch["kind"]).to_pylist():
-            counts[KINDS[pair["values"]]] += pair["counts"]
-    with duckdb.connect(":memory:") as db:
-        view_records(db, records)
-        distinct, nameless = db.execute(
-            "SELECT count(DISTINCT key), count(*) FILTER (key IS NULL) FROM images"
-        ).fetchone() or (0, 0)
-    repeated = pq.read_metadata(grouped.duplicates_path).num_rows
-    return counts | {"image": int(distinct) + int(nameless) + repeated}
-
-
-def _relative(path: Path, root: Path) -> Path:
+def _relative(path: AnyPath, root: AnyPath) -> AnyPath:
     return path.relative_to(root) if path.is_relative_to(root) else path
 
 
 @contextmanager
-def _workspace(out: Path) -> Iterator[Path]:
-    """A hidden folder inside ``out`` for spilling and staging; always removed."""
+def _journal(out: AnyPath, plan: dict[str, Any], restart: bool) -> Iterator[Journal]:
+    """The journal of a build into ``out``; failures are told as what a person can do about them."""
     existed = out.exists()
+    journal = Journal(out / JOURNAL_NAME, plan, restart=restart)
     try:
-        out.mkdir(parents=True, exist_ok=True)
-        work = Path(tempfile.mkdtemp(prefix=".building-", dir=out))
-    except OSError as error:
-        raise UserError(f"{out}: {error.strerror or error}", "give another --out") from error
-    try:
-        yield work
-    except (OSError, duckdb.Error, pa.ArrowException) as error:
+        with journal:
+            yield journal
+    except (OSError, pa.ArrowException) as error:
         raise _explained(error, out) from error
     finally:
-        shutil.rmtree(work, ignore_errors=True)
-        if not existed and out.is_dir() and not any(out.iterdir()):
+        if not existed and is_local(out) and out.is_dir() and not any(out.iterdir()):
             out.rmdir()
 
 
-def _explained(error: Exception, out: Path) -> Exception:
+@contextmanager
+def _reading_failed(journal: Journal) -> Iterator[None]:
+    """A release that cannot be read leaves nothing to go on with."""
+    try:
+        yield
+    except UserError:
+        if not journal.resumed:
+            journal.discard()
+        raise
+
+
+def _explained(error: Exception, out: AnyPath) -> Exception:
     text = str(error).splitlines()[0] if str(error) else type(error).__name__
     full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
     if full or "No space left" in text or "File too large" in text:
         return UserError(
             f"{out}: no space left to write the manifest",
-            "free some space or give another --out, and run the same command again",
+            "free some space and run the same command again; it goes on where it was",
         )
-    if isinstance(error, duckdb.OutOfMemoryException):
-        return UserError(f"{out}: the sort needs more memory ({text})", "raise --memory")
-    if isinstance(error, OSError | duckdb.Error):
-        return UserError(f"{out}: {text}", "nothing was written; run the same command again")
+    if isinstance(error, OSError):
+        return UserError(f"{out}: {text}", "run the same command again; it goes on where it was")
     return error
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-from pathlib import Path
 from typing import Any
 
 import click
@@ -16,35 +15,42 @@ from xvlm_data.sources import SOURCES
 @click.option("--source", required=True, help=f"Which release: {', '.join(SOURCES)}.")
 @click.option(
     "--root",
-    type=click.Path(path_type=Path, readable=False),
     help="Folder of the raw release [raw/SOURCE].",
 )
 @click.option(
     "--out",
-    type=click.Path(path_type=Path, readable=False),
     help="Folder of the manifest [manifests/SOURCE].",
 )
 @click.option("--split", default="train", show_default=True, help="Which part of the release.")
 @click.option(
     "--images",
-    type=click.Choice(["reference", "embed"]),
+    type=click.Choice(["reference", "embed", "url"]),
     default="reference",
     show_default=True,
-    help="Store paths, or the encoded images themselves.",
+    help="Store paths, the encoded images themselves, or (of lists of addresses) the addresses.",
+)
+@click.option(
+    "--shortest-side",
+    type=click.IntRange(16),
+    help="With --images embed: make images smaller once, to this shortest side.",
+)
+@click.option(
+    "--quality",
+    type=click.IntRange(1, 100),
+    default=90,
+    show_default=True,
+    help="Of the JPEG that --shortest-side writes.",
 )
 @click.option(
     "--min-area",
     type=click.FloatRange(0, 1),
-    default=0.01,
-    show_default=True,
-    help="Leave out objects and regions below this share of the image.",
+    help="Leave out objects and regions below this share of the image [0.01; evaluation sets 0].",
 )
 @click.option(
     "--max-text-overlap",
     type=click.FloatRange(0, 1),
-    default=0.75,
-    show_default=True,
-    help="Leave out a region whose words overlap those of an earlier one of its image more.",
+    help="Leave out a region whose words overlap those of an earlier one of its image more "
+    "[0.75; evaluation sets 1].",
 )
 @click.option("--keep-all", is_flag=True, help="Turn the two filters above off.")
 @click.option("--keep-crowd", is_flag=True, help="Keep annotations of crowds as objects.")
@@ -58,12 +64,17 @@ from xvlm_data.sources import SOURCES
 @click.option(
     "--exclude",
     multiple=True,
-    type=click.Path(path_type=Path, readable=False),
     help="Evaluation file whose images are left out; repeatable. "
     "For vg, those in sibling folders are found by themselves.",
 )
 @click.option("--keep-leaks", is_flag=True, help="Do not leave out images of evaluation sets.")
-@click.option("--no-check-images", is_flag=True, help="Do not decode images, only find them.")
+@click.option(
+    "--check",
+    type=click.Choice(["decode", "find", "none"]),
+    default="decode",
+    show_default=True,
+    help="Decode every image, only see whether it is there, or do not look at all.",
+)
 @click.option(
     "--max-pixels",
     type=click.IntRange(1),
@@ -79,27 +90,40 @@ from xvlm_data.sources import SOURCES
     help="As above, on disk.",
 )
 @click.option(
-    "--shard-rows", type=click.IntRange(1), default=100_000, show_default=True, help="Rows a file."
+    "--shard-rows",
+    type=click.IntRange(1),
+    default=10_000,
+    show_default=True,
+    help="Images of the release a file, each file a task of its own.",
 )
-@click.option("--workers", type=click.IntRange(1), help="Threads [all cores].")
-@click.option("--memory", default="2GB", show_default=True, help="Limit of the sort.")
+@click.option("--workers", type=click.IntRange(1), help="Processes [all cores].")
+@click.option(
+    "--engine",
+    type=click.Choice(["local", "ray"]),
+    default="local",
+    show_default=True,
+    help="Where tasks run: this machine, or a Ray cluster.",
+)
+@click.option("--address", help="With --engine ray: the cluster [a new one on this machine].")
+@click.option("--restart", is_flag=True, help="Forget what an interrupted build has done.")
 @click.option("--force", is_flag=True, help="Write into a folder that holds something else.")
 @click.option("--json", "as_json", is_flag=True, help="Print the closing table as JSON.")
 def build_command(
     source: str,
-    root: Path | None,
-    out: Path | None,
+    root: str | None,
+    out: str | None,
     split: str,
-    min_area: float,
-    max_text_overlap: float,
+    min_area: float | None,
+    max_text_overlap: float | None,
     keep_all: bool,
     keep_crowd: bool,
-    exclude: tuple[Path, ...],
-    no_check_images: bool,
+    exclude: tuple[str, ...],
     max_pixels: int,
     max_image_mb: int,
     workers: int | None,
-    memory: str,
+    engine: str,
+    address: str | None,
+    restart: bool,
     force: bool,
     as_json: bool,
     **same: Any,
@@ -107,65 +131,97 @@ def build_command(
     """Turn an official raw release into a manifest.
 
     The release is read from raw/SOURCE and the manifest written to manifests/SOURCE, with
-    manifest.json (counts, options) and rejects.parquet (what did not make it, and why).
-    Images of sbu lie in images/<last part of the URL>, of cc3m in images/<xx>/<key>.jpg, where key
-    is the first 32 hex digits of the SHA-256 of the URL and xx its first two.
+    manifest.json (counts, options) and rejects.parquet (what did not make it, and why). Both may be
+    fsspec URLs such as s3://bucket/raw/coco. A build that was interrupted, however hard, goes on
+    with the same command and ends with the same bytes.
+
+    Images of sbu lie in images/<last part of the URL>, of cc3m and cc12m in images/<xx>/<key>.jpg,
+    where key is the first 32 hex digits of the SHA-256 of the URL and xx its first two; or build
+    with --images url and fetch them with `xvlm-data download`.
 
     \b
     Examples:
       xvlm-data build --source vg
       xvlm-data build --source coco --root /data/coco --split val --out manifests/coco_val
-      xvlm-data build --source cc3m --images embed --workers 16
-      xvlm-data build --source objects365 --keep-all --json
+      xvlm-data build --source openimages --images embed --shortest-side 288 --workers 16
+      xvlm-data build --source cc3m --images url --out manifests/cc3m_urls
+      xvlm-data build --source objects365 --engine ray --address auto --out s3://bucket/objects365
     """
     from xvlm_data.build import BuildOptions, build
     from xvlm_data.console import Bars, stdout
+    from xvlm_data.engines import open_engine
     from xvlm_data.images.decode import Limits
-    from xvlm_data.rules import Rules
     from xvlm_data.sources import get_source
+    from xvlm_data.storage import as_path
 
-    get_source(source)
+    rules = _rules(get_source(source).evaluation, min_area, max_text_overlap, keep_all, keep_crowd)
     options = BuildOptions(
-        rules=Rules(
-            min_area=0.0 if keep_all else min_area,
-            max_text_overlap=1.0 if keep_all else max_text_overlap,
-            keep_crowd=keep_crowd,
-        ),
-        exclude=exclude or None,
-        check_images=not no_check_images,
+        rules=rules,
+        exclude=tuple(as_path(path) for path in exclude) or None,
         limits=Limits(max_image_mb << 20, max_pixels),
         **same,
     )
-    out = out or Path("manifests") / source
-    summary = build(
-        source,
-        root or Path("raw") / source,
-        out,
-        split=split,
-        options=options,
-        progress=Bars(quiet=as_json),
-        workers=workers or os.cpu_count() or 1,
-        memory=memory,
-        force=force,
-    )
+    place = as_path(out or f"manifests/{source}")
+    with open_engine(engine, workers or os.cpu_count() or 1, address) as opened:
+        summary = build(
+            source,
+            as_path(root or f"raw/{source}"),
+            place,
+            split=split,
+            options=options,
+            progress=Bars(quiet=as_json),
+            engine=opened,
+            force=force,
+            restart=restart,
+        )
     if as_json:
         click.echo(json.dumps(summary, ensure_ascii=False))
         return
     stdout.print(closing_table(summary))
     for note in summary["notes"]:
         stdout.print(f"note: {note}")
-    stdout.print(f"{out}: {summary['rows']:,} images in {len(summary['shards'])} file(s)")
+    stdout.print(f"{place}: {summary['rows']:,} images in {len(summary['shards'])} file(s)")
+    if stored := summary.get("image_bytes"):
+        saved = 1 - stored["stored"] / max(stored["read"], 1)
+        stdout.print(
+            f"image bytes: {stored['read']:,} read, {stored['stored']:,} stored ({saved:.0%} less)"
+        )
     if summary["rejects"]:
-        stdout.print(f"{summary['rejects']:,} records left out, listed in {out}/rejects.parquet")
+        stdout.print(f"{summary['rejects']:,} records left out, listed in {place}/rejects.parquet")
+
+
+def _rules(
+    evaluation: bool,
+    min_area: float | None,
+    max_text_overlap: float | None,
+    keep_all: bool,
+    keep_crowd: bool,
+) -> Any:
+    """The source's own rules, with what was asked for."""
+    from dataclasses import replace
+
+    from xvlm_data.rules import KEEP_ALL, Rules
+
+    rules = KEEP_ALL if evaluation else Rules()
+    if keep_all:
+        rules = replace(rules, min_area=0.0, max_text_overlap=1.0)
+    if keep_crowd:
+        rules = replace(rules, keep_crowd=True)
+    given: dict[str, Any] = {"min_area": min_area, "max_text_overlap": max_text_overlap}
+    return replace(
+        rules, **{name: v for name, v in given.items() if v is not None and not keep_all}
+    )
 
 
 def closing_table(summary: dict[str, Any]) -> Any:
     """What became of the raw records, reason by reason; every column adds up to its first row."""
     from rich.table import Table
 
-    kinds = ["images", "captions", "objects", "regions"]
     counts = summary["counts"]
-    table = Table(title=f"{summary['name']} ({summary['image_root'] or 'images embedded'})")
+    kinds = list(counts)
+    table = Table(
+        title=f"{summary['name']} ({summary['image_root'] or summary['options']['images']})"
+    )
     table.add_column("")
     for kind in kinds:
         table.add_column(kind, justify="right")

@@ -37,5 +37,13 @@ main = command_group(
             "xvlm_data.inspect.command:inspect_command",
             "Show what a manifest holds; check it; draw it.",
         ),
+        "verify": (
+            "xvlm_data.verify.command:verify_command",
+            "Hold built manifests against a recipe's expected counts.",
+        ),
+        "leaks": (
+            "xvlm_data.leaks.command:leaks_command",
+            "Prove that manifests hold no image of an evaluation set.",
+        ),
     },
 )

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from rich.console import Console
+from rich.console import Console, JustifyMethod
+from rich.measure import Measurement
 from rich.progress import (
     BarColumn,
     DownloadColumn,
@@ -19,6 +20,7 @@ from rich.progress import (
     TimeRemainingColumn,
     TransferSpeedColumn,
 )
+from rich.table import Table
 from rich.text import Text
 
 #: Progress and notes go to standard error, so that standard output holds the answer alone.
@@ -26,6 +28,30 @@ stderr = Console(stderr=True, highlight=False)
 stdout = Console(highlight=False)
 
 Advance = Callable[[int], None]
+
+
+def plain_table(title: str, *columns: tuple[str, JustifyMethod]) -> Table:
+    """A table without lines, of (name, justification) columns."""
+    table = Table(
+        title=title,
+        title_justify="left",
+        title_style="bold",
+        header_style="dim",
+        box=None,
+        pad_edge=False,
+        padding=(0, 2, 0, 0),
+    )
+    for name, justify in columns:
+        table.add_column(name, justify=justify)
+    return table
+
+
+def print_whole(console: Console, table: Table) -> None:
+    """Print a table without cutting numbers or names off, however narrow the terminal is."""
+    needed = Measurement.get(console, console.options.update(width=1000), table).maximum
+    width, console.width = console.width, max(console.width, needed)
+    console.print(table, crop=False)
+    console.width = width
 
 
 class _Rate(ProgressColumn):

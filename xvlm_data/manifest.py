@@ -36,6 +36,7 @@ class Shard:
     rows: int
     row_groups: tuple[int, ...]
     info: dict[str, Any]
+    version: int = 1
 
 
 class Manifest:
@@ -61,8 +62,8 @@ class Manifest:
 
     @property
     def schema_version(self) -> int:
-        """The version every shard was checked to have on opening."""
-        return SCHEMA_VERSION
+        """The newest version among the shards; all were checked on opening."""
+        return max(shard.version for shard in self.shards)
 
     @cached_property
     def fingerprint(self) -> str:
@@ -91,7 +92,8 @@ class Manifest:
         """All rows in order, in batches of at most ``batch_size``; raises as `read_row_group`."""
         for shard in self.shards:
             with _open(shard.url) as file, _parquet_errors(shard.url):
-                parquet = pq.ParquetFile(file)
+                # Buffered ahead, a shard with embedded images would be in memory as a whole.
+                parquet = pq.ParquetFile(file, pre_buffer=False)
                 for batch in parquet.iter_batches(batch_size, columns=_list(columns)):
                     table = self._localise(pa.Table.from_batches([batch]))
                     yield from table.to_batches()
@@ -188,7 +190,7 @@ def _read_footer(url: str) -> Shard:
     footer = schema.metadata or {}
     if VERSION_KEY not in footer:
         raise ManifestError(f"{url}: Parquet, but no xvlm manifest (no {VERSION_KEY.decode()})")
-    _check_version(footer[VERSION_KEY].decode(errors="replace"), url)
+    version = _check_version(footer[VERSION_KEY].decode(errors="replace"), url)
     for field in FIELDS:
         index = schema.get_field_index(field.name)
         if index < 0 or not _same_type(schema.field(index).type, field.type):
@@ -200,7 +202,7 @@ def _read_footer(url: str) -> Shard:
         info = json.loads(footer.get(INFO_KEY, b"{}"))
     except ValueError as error:
         raise ManifestError(f"{url}: damaged footer ({error})") from error
-    return Shard(url, metadata.num_rows, groups, info)
+    return Shard(url, metadata.num_rows, groups, info, version)
 
 
 def _same_type(found: pa.DataType, wanted: pa.DataType) -> bool:
@@ -228,7 +230,7 @@ def _same_type(found: pa.DataType, wanted: pa.DataType) -> bool:
     return bool(found == wanted)
 
 
-def _check_version(found: Any, where: str) -> None:
+def _check_version(found: Any, where: str) -> int:
     try:
         version = int(found)
     except (TypeError, ValueError):
@@ -240,6 +242,7 @@ def _check_version(found: Any, where: str) -> None:
         )
     if version < 1:
         raise ManifestError(f"{where}: schema version {version} does not exist")
+    return version
 
 
 def _moved(path: str, recorded: str, root: str) -> str:

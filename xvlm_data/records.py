@@ -1,22 +1,21 @@
 """Records: what a source says of its images, as columns, before anything is filtered.
 
-A source writes these tables as it reads, in raw order; :mod:`xvlm_data.group` then brings the
-annotations of each image together out of core. Every raw element becomes exactly one row of one of
-them, also the ones that are already known to be wrong: those carry a ``problem``.
+A source fills these tables as it reads, in raw order. Every raw element becomes exactly one row of
+one of them, also the ones that are already known to be wrong: those carry a ``problem``.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from pathlib import Path
-from types import TracebackType
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
+import pyarrow.compute as pc
 
-CAPTION, REGION, OBJECT = 0, 1, 2
-KINDS = ("caption", "region", "object")
+CAPTION, REGION, OBJECT, QUESTION = 0, 1, 2, 3
+#: ``question`` is what evaluation sets ask of an image; it is no concept.
+KINDS = ("caption", "region", "object", "question")
 
 #: ``key`` joins annotations to images; (part, index, sub) is the place in the raw files.
 IMAGES = pa.schema(
@@ -32,6 +31,7 @@ IMAGES = pa.schema(
         pa.field("detail", pa.string()),
     ]
 )
+#: ``label`` is a category id that :meth:`Sink.labels` gives the text of, instead of ``text``.
 ANNOTATIONS = pa.schema(
     [
         pa.field("key", pa.int64()),
@@ -41,12 +41,14 @@ ANNOTATIONS = pa.schema(
         pa.field("sub", pa.int32()),
         pa.field("annotation_id", pa.int64()),
         pa.field("text", pa.string()),
+        pa.field("label", pa.int32()),
         pa.field("attributes", pa.list_(pa.string())),
         pa.field("x", pa.float64()),
         pa.field("y", pa.float64()),
         pa.field("w", pa.float64()),
         pa.field("h", pa.float64()),
         pa.field("crowd", pa.bool_()),
+        pa.field("extra", pa.string()),
         pa.field("problem", pa.string()),
         pa.field("detail", pa.string()),
     ]
@@ -76,101 +78,111 @@ TABLES = {
     "aliases": ALIASES,
 }
 
-Columns = Mapping[str, Sequence[Any] | pa.Array]
+#: Stands for an absent number while columns are NumPy arrays; becomes null in the tables.
+ABSENT = -(2**63)
+
+Columns = Mapping[str, Sequence[Any] | np.ndarray[Any, Any] | pa.Array]
 
 
-class Records:
-    """The tables of a source on disk, filled while it reads.
+class Sink:
+    """Takes rows of the record tables and keeps them in memory."""
 
-    Attributes:
-        parts: for each raw file or array within one: the file, and how elements of it are called
-            (``annotations[7]``, ``line 7``).
-    """
-
-    def __init__(self, folder: Path) -> None:
-        self.paths = {name: folder / f"{name}.parquet" for name in TABLES}
-        self.parts: list[tuple[Path, str]] = []
-        self._writers = {
-            name: pq.ParquetWriter(self.paths[name], schema, compression="zstd")
-            for name, schema in TABLES.items()
-        }
-
-    def part(self, file: Path, place: str) -> int:
-        """A number for a raw file; ``place`` is a template such as ``annotations[{index}]``."""
-        self.parts.append((file, place))
-        return len(self.parts) - 1
+    def __init__(self) -> None:
+        self._tables: dict[str, list[pa.Table]] = {}
 
     def images(self, columns: Columns) -> None:
         """Add rows of :data:`IMAGES`; columns not given are null."""
-        self._write("images", columns)
+        self._add("images", columns)
 
     def annotations(self, columns: Columns) -> None:
         """Add rows of :data:`ANNOTATIONS`; columns not given are null."""
-        self._write("annotations", columns)
+        self._add("annotations", columns)
 
     def attributes(self, columns: Columns) -> None:
         """Add rows of :data:`ATTRIBUTES`: they join objects by (key, annotation_id)."""
-        self._write("attributes", columns)
+        self._add("attributes", columns)
 
     def aliases(self, columns: Columns) -> None:
         """Add rows of :data:`ALIASES`."""
-        self._write("aliases", columns)
-
-    def _write(self, name: str, columns: Columns) -> None:
-        self._writers[name].write_table(_table(columns, TABLES[name]))
+        self._add("aliases", columns)
 
     def malformed(self, kind: int, part: int, elements: Sequence[tuple[int, str, bytes]]) -> None:
         """Add elements that could not be decoded, as annotations with a problem."""
         if elements:
-            self.annotations(
-                {
-                    "kind": [kind] * len(elements),
-                    "part": [part] * len(elements),
-                    "index": [index for index, _, _ in elements],
-                    "problem": ["malformed"] * len(elements),
-                    "detail": [why for _, why, _ in elements],
-                }
-            )
+            self.annotations(_malformed(part, elements) | {"kind": [kind] * len(elements)})
 
     def malformed_images(self, part: int, elements: Sequence[tuple[int, str, bytes]]) -> None:
         """Add image records that could not be decoded."""
         if elements:
-            self.images(
-                {
-                    "part": [part] * len(elements),
-                    "index": [index for index, _, _ in elements],
-                    "problem": ["malformed"] * len(elements),
-                    "detail": [why for _, why, _ in elements],
-                }
-            )
+            self.images(_malformed(part, elements))
 
-    def __enter__(self) -> Records:
-        return self
+    def rows(self) -> int:
+        """Rows of all tables that wait to be taken."""
+        return sum(len(table) for tables in self._tables.values() for table in tables)
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        for writer in self._writers.values():
-            writer.close()
+    def take(self) -> dict[str, pa.Table]:
+        """All rows so far, by table; columns that nobody gave are absent. Forgets them."""
+        taken = {
+            name: pa.concat_tables(tables, promote_options="default")
+            for name, tables in self._tables.items()
+        }
+        self._tables = {}
+        return taken
+
+    def _add(self, name: str, columns: Columns) -> None:
+        table = _table(columns, TABLES[name])
+        if len(table):
+            self._tables.setdefault(name, []).append(table)
 
 
-def pixel_sides(values: Sequence[int]) -> list[int | None]:
+def pixel_sides(values: Sequence[int]) -> pa.Array:
     """Widths or heights; what no picture can have is unknown, and the decoded image tells."""
-    return [value if 0 < value < 2**31 else None for value in values]
+    try:
+        sides = np.fromiter(values, np.int64, len(values))
+    except OverflowError:
+        return pa.array([v if 0 < v < 2**31 else None for v in values], pa.int32())
+    bad = (sides <= 0) | (sides >= 2**31)
+    return pa.array(np.where(bad, 0, sides).astype(np.int32), mask=bad)
+
+
+def numbers(values: Iterable[int], count: int) -> pa.Array:
+    """64-bit integers, ``count`` of them, of which :data:`ABSENT` ones are null."""
+    array = np.fromiter(values, np.int64, count)
+    absent = array == ABSENT
+    return pa.array(array, mask=absent) if absent.any() else pa.array(array)
+
+
+def _malformed(part: int, elements: Sequence[tuple[int, str, bytes]]) -> dict[str, Any]:
+    return {
+        "part": [part] * len(elements),
+        "index": [index for index, _, _ in elements],
+        "problem": ["malformed"] * len(elements),
+        "detail": [why for _, why, _ in elements],
+    }
 
 
 def _table(columns: Columns, schema: pa.Schema) -> pa.Table:
-    length = len(next(iter(columns.values())))
-    arrays = []
-    for field in schema:
-        values = columns.get(field.name)
-        if values is None:
-            arrays.append(pa.nulls(length, field.type))
-        elif isinstance(values, pa.Array):
-            arrays.append(values.cast(field.type))
-        else:
-            arrays.append(pa.array(values, field.type))
-    return pa.Table.from_arrays(arrays, schema=schema)
+    arrays, fields = [], []
+    for name, values in columns.items():
+        field = schema.field(name)
+        if not isinstance(values, pa.Array | pa.ChunkedArray):
+            values = pa.array(values, field.type)
+        arrays.append(values if values.type == field.type else values.cast(field.type))
+        fields.append(field)
+    return pa.Table.from_arrays(arrays, schema=pa.schema(fields))
+
+
+def column(table: pa.Table, name: str, schema: pa.Schema = ANNOTATIONS) -> pa.Array:
+    """One column in one piece; nulls where the table has none of that name."""
+    if name not in table.column_names:
+        return pa.nulls(len(table), schema.field(name).type)
+    chunked = table[name]
+    if chunked.num_chunks == 1:
+        return chunked.chunk(0)
+    return chunked.combine_chunks() if chunked.num_chunks else pa.array([], chunked.type)
+
+
+def count_kinds(annotations: pa.Table) -> dict[str, int]:
+    """How many rows there are of each kind."""
+    pairs = pc.value_counts(column(annotations, "kind")).to_pylist()
+    return {KINDS[pair["values"]]: pair["counts"] for pair in pairs}

@@ -3,28 +3,24 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from xvlm_data.group import Block
-from xvlm_data.images.check import Checked, ImageChecker, ImageRecord
-from xvlm_data.records import CAPTION, KINDS, OBJECT
-from xvlm_data.rules import Judged, Rules, is_none, judge
-from xvlm_data.schema import BOX, CONCEPT, FIELDS, GRANULARITIES, REJECTS
+from xvlm_data.attributes import clean_attributes
+from xvlm_data.images.check import CheckedImages, ImageChecker
+from xvlm_data.records import CAPTION, KINDS, OBJECT, QUESTION, column
+from xvlm_data.rejects import RejectsMaker
+from xvlm_data.rules import Judged, Reasons, Rules, judge
+from xvlm_data.schema import BOX, CONCEPT, FIELDS, GRANULARITIES
 from xvlm_data.text import normalise_texts
-
-#: Granularity of a concept by kind of annotation: captions describe the whole image.
-_GRANULARITY = np.array(GRANULARITIES, dtype=object)
-
-Part = tuple[Path, str]
 
 
 @dataclass
@@ -35,11 +31,35 @@ class Counts:
     left_out: dict[str, Counter[str]] = field(default_factory=dict)
     clipped: int = 0
     images_without_concepts: int = 0
+    bytes_read: int = 0
+    bytes_stored: int = 0
 
-    def leave_out(self, kind: str, reasons: Sequence[str]) -> None:
+    def leave_out(self, kind: str, reasons: Mapping[str, int]) -> None:
         """Count records of one kind that did not make it."""
         if reasons:
             self.left_out.setdefault(kind, Counter()).update(reasons)
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready."""
+        return vars(self) | {}
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> Counts:
+        """From what :meth:`to_dict` gave."""
+        counts = cls(**values)
+        counts.kept = Counter(counts.kept)
+        counts.left_out = {kind: Counter(reasons) for kind, reasons in counts.left_out.items()}
+        return counts
+
+    def add(self, other: Counts) -> None:
+        """Add what was counted elsewhere."""
+        self.kept.update(other.kept)
+        for kind, reasons in other.left_out.items():
+            self.leave_out(kind, reasons)
+        self.clipped += other.clipped
+        self.images_without_concepts += other.images_without_concepts
+        self.bytes_read += other.bytes_read
+        self.bytes_stored += other.bytes_stored
 
 
 @dataclass(frozen=True)
@@ -49,101 +69,142 @@ class Reformulator:
     Attributes:
         source: name of the source, for the rows.
         split: split of the rows.
-        parts: the raw files that records point to.
+        rejects: makes rejects of what is left out.
         checker: finds and checks images.
         rules: what is kept.
+        labels: for each part, the text of each category id.
+        normalised_boxes: boxes come in units of their image.
+        extra: a column beyond those of every manifest, filled from question records.
     """
 
     source: str
     split: str
-    parts: Sequence[Part]
+    rejects: RejectsMaker
     checker: ImageChecker
     rules: Rules
+    labels: Mapping[int, Mapping[int, str]]
+    normalised_boxes: bool = False
+    extra: pa.Field | None = None
+
+    @property
+    def schema(self) -> pa.Schema:
+        """Of the rows."""
+        return FIELDS if self.extra is None else FIELDS.append(self.extra)
 
     def __call__(
-        self, block: Block, pool: ThreadPoolExecutor, counts: Counts
+        self,
+        images: pa.Table,
+        ordinals: npt.NDArray[np.int64],
+        annotations: pa.Table,
+        pool: ThreadPoolExecutor | None,
+        counts: Counts,
     ) -> tuple[pa.Table, pa.Table]:
-        """(manifest rows, rejects) of a block; counts are added to ``counts``."""
-        images, annotations = block.images, block.annotations
-        checked = self._check(images, pool)
-        problems = np.array([c.problem for c in checked], dtype=object)
-        sizes = np.array([c.size or (1, 1) for c in checked], dtype=np.int64).reshape(-1, 2)
-        ordinals = images["ordinal"].to_numpy()
+        """(manifest rows, rejects) of a block; counts are added to ``counts``.
+
+        Args:
+            images: I consecutive images, columns of ``records.IMAGES``.
+            ordinals: ``[I]`` their ordinals, ascending.
+            annotations: all of their annotations, sorted by ``ordinal`` and then kind.
+            pool: threads that decode images.
+            counts: of the build.
+        """
+        checked = self.checker.check_all(images, pool)
+        problems = Reasons.of(checked.problems)
         rows = np.searchsorted(ordinals, annotations["ordinal"].to_numpy())
-        texts: list[str] = normalise_texts(
-            pc.fill_null(annotations["text"].combine_chunks(), "")
-        ).to_pylist()
-        judged = judge(annotations, rows, sizes, problems, texts, self.rules)
-        kept = is_none(judged.reasons)
-        self._count(counts, problems, annotations["kind"].to_numpy(), judged, kept)
-        table = self._rows(images, checked, annotations, rows, texts, judged, kept)
+        annotations = self.named(annotations)
+        texts = normalise_texts(pc.fill_null(column(annotations, "text"), ""))
+        sizes = np.ones_like(checked.sizes) if self.normalised_boxes else checked.sizes
+        judged = judge(annotations, rows, np.maximum(sizes, 1), problems, texts, self.rules)
+        self._count(counts, problems, column(annotations, "kind").to_numpy(), judged)
+        counts.bytes_read += checked.bytes_read
+        counts.bytes_stored += checked.bytes_stored
+        table = self._rows(images, checked, problems.kept, annotations, rows, texts, judged)
         counts.images_without_concepts += int(
             (pc.list_value_length(table["concepts"]).to_numpy() == 0).sum()
         )
-        ids = images["id"].to_pylist()
-        rejects = pa.concat_tables(
-            [
-                self.image_rejects(images, problems, [c.detail for c in checked]),
-                self.annotation_rejects(
-                    annotations.filter(~kept),
-                    judged.reasons[~kept],
-                    [ids[row] for row in rows[~kept]],
-                ),
-            ]
-        )
-        return table, rejects
+        bad_images = ~problems.kept
+        bad = ~judged.reasons.kept
+        ids = column(images, "id")
+        rejects = [
+            self.rejects.images(
+                images.filter(pa.array(bad_images)),
+                problems.texts(bad_images),
+                checked.details.filter(pa.array(bad_images)),
+            ),
+            self.rejects.annotations(
+                annotations.filter(pa.array(bad)),
+                judged.reasons.texts(bad),
+                ids.take(pa.array(rows[bad])),
+            ),
+        ]
+        return table, pa.concat_tables(rejects)
 
-    def _check(self, images: pa.Table, pool: ThreadPoolExecutor) -> list[Checked]:
-        records = [
-            None
-            if row["problem"] is not None
-            else ImageRecord(
-                row["paths"] or [],
-                (row["width"], row["height"]) if row["width"] and row["height"] else None,
+    def named(self, annotations: pa.Table) -> pa.Table:
+        """With the texts of category ids; unknown ones are a problem."""
+        if "label" not in annotations.column_names:
+            return annotations
+        labels = column(annotations, "label")
+        text, problem = column(annotations, "text"), column(annotations, "problem")
+        detail = column(annotations, "detail")
+        part = column(annotations, "part")
+        for place in pc.unique(part.filter(labels.is_valid())).to_pylist():
+            names = self.labels.get(place, {})
+            here = pc.and_(pc.equal(part, place), labels.is_valid())
+            known = pa.array(list(names), pa.int32())
+            found = pa.array(list(names.values()), pa.string()).take(
+                pc.index_in(labels, value_set=known)
             )
-            for row in images.select(["paths", "width", "height", "problem"]).to_pylist()
-        ]
-        known = zip(images["problem"].to_pylist(), images["detail"].to_pylist(), strict=True)
-        return [
-            result or Checked(problem=problem, detail=detail)
-            for result, (problem, detail) in zip(
-                self.checker.check_all(records, pool), known, strict=True
-            )
-        ]
+            text = pc.if_else(here, found, text)
+            unknown = pc.and_(here, found.is_null())
+            if unknown.true_count:
+                problem = pc.if_else(unknown, "unknown_category", problem)
+                said = pc.binary_join_element_wise(
+                    pa.scalar("category"), labels.cast(pa.string()), "is not in the file", " "
+                )
+                detail = pc.if_else(unknown, said, detail)
+        named = annotations.drop_columns(
+            [n for n in ("text", "problem", "detail", "label") if n in annotations.column_names]
+        )
+        for name, values in (("text", text), ("problem", problem), ("detail", detail)):
+            named = named.append_column(name, values)
+        return named
 
     def _count(
         self,
         counts: Counts,
-        problems: npt.NDArray[np.object_],
+        problems: Reasons,
         kinds: npt.NDArray[np.int8],
         judged: Judged,
-        kept: npt.NDArray[np.bool_],
     ) -> None:
-        counts.kept["image"] += int(is_none(problems).sum())
-        counts.leave_out("image", [p for p in problems if p is not None])
+        counts.kept["image"] += int(problems.kept.sum())
+        counts.leave_out("image", problems.counts(np.ones(len(problems.codes), bool)))
+        kept = judged.reasons.kept
         for kind, name in enumerate(KINDS):
             of_kind = kinds == kind
-            counts.kept[name] += int((of_kind & kept).sum())
-            counts.leave_out(name, judged.reasons[of_kind & ~kept].tolist())
+            if of_kind.any():
+                counts.kept[name] += int((of_kind & kept).sum())
+                counts.leave_out(name, judged.reasons.counts(of_kind))
         counts.clipped += int((judged.clipped & kept).sum())
 
     def _rows(
         self,
         images: pa.Table,
-        checked: Sequence[Checked],
+        checked: CheckedImages,
+        good: npt.NDArray[np.bool_],
         annotations: pa.Table,
         rows: npt.NDArray[np.int64],
-        texts: Sequence[str],
+        texts: pa.Array,
         judged: Judged,
-        kept: npt.NDArray[np.bool_],
     ) -> pa.Table:
-        good = np.array([c.problem is None for c in checked], dtype=bool)
-        found = [c for c in checked if c.problem is None]
-        places = np.flatnonzero(kept)
-        new_row = (np.cumsum(good) - 1)[rows[places]]
-        kinds = annotations["kind"].to_numpy()[places]
-        kept_texts = [texts[i] for i in places.tolist()]
-        lengths = np.bincount(new_row, minlength=len(found))
+        mask = pa.array(good)
+        count = int(good.sum())
+        kinds = column(annotations, "kind").to_numpy()
+        new_row = np.cumsum(good) - 1
+        places = np.flatnonzero(judged.reasons.kept & (kinds != QUESTION))
+        concept_rows = new_row[rows[places]]
+        kept_texts = texts.take(pa.array(places))
+        lengths = np.bincount(concept_rows, minlength=count)
+        attributes = column(annotations, "attributes").take(pa.array(places))
         concepts = pa.ListArray.from_arrays(
             pa.array(np.concatenate([[0], np.cumsum(lengths)]), pa.int32()),
             pa.StructArray.from_arrays(
@@ -151,154 +212,60 @@ class Reformulator:
                     pa.FixedSizeListArray.from_arrays(
                         pa.array(judged.boxes[places].ravel()), type=BOX
                     ),
-                    pa.array(kept_texts, pa.string()),
-                    _attributes(annotations["attributes"].take(pa.array(places)), kinds),
-                    pa.array(_GRANULARITY[kinds], pa.string()),
+                    kept_texts,
+                    clean_attributes(attributes, kinds[places] == OBJECT),
+                    _granularities(kinds[places]),
                 ],
                 fields=list(CONCEPT),
             ),
         )
-        captions: list[str | None] = [None] * len(found)
-        caption_rows, first = np.unique(new_row[kinds == CAPTION], return_index=True)
-        caption_places = np.flatnonzero(kinds == CAPTION)[first]
-        for row, place in zip(caption_rows.tolist(), caption_places.tolist(), strict=True):
-            captions[row] = kept_texts[place]
-        sizes = np.array([c.size for c in found], dtype=np.int32).reshape(-1, 2)
-        columns = {
-            "id": images["id"].filter(pa.array(good)),
-            "source": [self.source] * len(found),
-            "split": [self.split] * len(found),
-            "image": [{"bytes": c.data, "path": self._path(c)} for c in found],
-            "width": sizes[:, 0],
-            "height": sizes[:, 1],
-            "caption": captions,
-            "concepts": concepts,
-        }
-        return pa.table(
-            {name: _column(values, FIELDS.field(name).type) for name, values in columns.items()},
-            schema=FIELDS,
-        )
-
-    def _path(self, checked: Checked) -> str:
-        """Absolute where it is a reference, so that every reader of Parquet finds the image."""
-        if checked.data is not None:
-            return str(checked.path)
-        return str(self.checker.root / str(checked.path))
-
-    def image_rejects(
-        self,
-        images: pa.Table,
-        problems: Sequence[str | None] | npt.NDArray[np.object_],
-        details: Sequence[str | None],
-    ) -> pa.Table:
-        """Rows of ``schema.REJECTS`` for the images that have a problem."""
-        rows = [
-            self._reject(part, index, None, None, id_, "image", problem, detail)
-            for part, index, id_, problem, detail in zip(
-                images["part"].to_pylist(),
-                images["index"].to_pylist(),
-                images["id"].to_pylist(),
-                problems,
-                details,
-                strict=True,
-            )
-            if problem is not None
+        captions = np.flatnonzero(kinds[places] == CAPTION)
+        caption_rows, first = np.unique(concept_rows[captions], return_index=True)
+        caption_places = np.full(count, -1, np.int64)
+        caption_places[caption_rows] = captions[first]
+        columns: list[Any] = [
+            column(images, "id").filter(mask),
+            _constant(self.source, count),
+            _constant(self.split, count),
+            pa.StructArray.from_arrays(
+                [checked.data.filter(mask), checked.paths.filter(mask)],
+                fields=list(FIELDS.field("image").type),
+            ),
+            pa.array(checked.shown[good, 0].astype(np.int32)),
+            pa.array(checked.shown[good, 1].astype(np.int32)),
+            kept_texts.take(pa.array(caption_places, mask=caption_places < 0)),
+            concepts,
         ]
-        return pa.Table.from_pylist(rows, schema=REJECTS)
-
-    def annotation_rejects(
-        self,
-        annotations: pa.Table,
-        reasons: Sequence[str] | npt.NDArray[np.object_],
-        ids: Sequence[str | None],
-    ) -> pa.Table:
-        """Rows of ``schema.REJECTS`` for annotations, all of which have a reason."""
-        columns = ["part", "index", "sub", "annotation_id", "kind", "text", *"xywh", "detail"]
-        rows = [
-            self._reject(
-                row["part"],
-                row["index"],
-                row["sub"],
-                row["annotation_id"],
-                id_,
-                KINDS[row["kind"]],
-                reason,
-                row["detail"] or _describe(row),
+        if self.extra is not None:
+            asked = np.flatnonzero(judged.reasons.kept & (kinds == QUESTION))
+            columns.append(
+                _decoded(column(annotations, "extra"), asked, new_row[rows], count, self.extra)
             )
-            for row, reason, id_ in zip(
-                annotations.select(columns).to_pylist(), reasons, ids, strict=True
-            )
-        ]
-        return pa.Table.from_pylist(rows, schema=REJECTS)
-
-    def attribute_rejects(self, attributes: pa.Table) -> pa.Table:
-        """Rows of ``schema.REJECTS`` for attributes of objects that no file has."""
-        rows = [
-            self._reject(
-                row["part"],
-                row["index"],
-                row["sub"],
-                row["annotation_id"],
-                None,
-                "attributes",
-                "unknown_object",
-                "no object of the image has this id",
-            )
-            for row in attributes.to_pylist()
-        ]
-        return pa.Table.from_pylist(rows, schema=REJECTS)
-
-    def _reject(
-        self,
-        part: int,
-        index: int,
-        sub: int | None,
-        annotation_id: int | None,
-        record_id: str | None,
-        kind: str,
-        reason: str,
-        message: str | None,
-    ) -> dict[str, Any]:
-        file, place = self.parts[part]
-        location = place.format(index=index, line=index + 1, sub=sub)
-        if annotation_id is not None:
-            location += f" id={annotation_id}"
-        return {
-            "source_file": str(file),
-            "record_id": record_id,
-            "location": location,
-            "kind": kind,
-            "reason": reason,
-            "message": message,
-        }
+        return pa.table(columns, schema=self.schema)
 
 
-def _describe(row: dict[str, Any]) -> str:
-    text = repr(row["text"] or "")
-    if row["x"] is None:
-        return text
-    return f"{text} at x={row['x']:g} y={row['y']:g} w={row['w']:g} h={row['h']:g}"
+def _decoded(
+    extra: pa.Array,
+    places: npt.NDArray[np.int64],
+    rows: npt.NDArray[np.int64],
+    count: int,
+    field: pa.Field,
+) -> pa.Array:
+    """The list column of question records, from their JSON."""
+    values = [msgspec.json.decode(text) for text in extra.take(pa.array(places)).to_pylist()]
+    lengths = np.bincount(rows[places], minlength=count)
+    return pa.ListArray.from_arrays(
+        pa.array(np.concatenate([[0], np.cumsum(lengths)]), pa.int32()),
+        pa.array(values, field.type.value_type),
+        type=field.type,
+    )
 
 
-def _attributes(lists: pa.ChunkedArray, kinds: npt.NDArray[np.int8]) -> pa.Array:
-    """Normalised, without empty ones and repeats, in raw order; empty list for none."""
-    lists = lists.combine_chunks()
-    flat = lists.flatten()
-    if not len(flat):
-        return pa.array([[]] * len(lists), CONCEPT.field("attributes").type)
-    texts = iter(normalise_texts(pc.fill_null(flat, "")).to_pylist())
-    lengths = pc.fill_null(pc.list_value_length(lists), 0).to_pylist()
-    clean = [
-        list(dict.fromkeys(text for _ in range(length) if (text := next(texts))))
-        for length in lengths
-    ]
-    clean = [value if kind == OBJECT else [] for value, kind in zip(clean, kinds, strict=True)]
-    return pa.array(clean, CONCEPT.field("attributes").type)
+def _granularities(kinds: npt.NDArray[np.int8]) -> pa.Array:
+    return pa.DictionaryArray.from_arrays(pa.array(kinds), list(GRANULARITIES)).cast(pa.string())
 
 
-def _column(values: Any, kind: pa.DataType) -> pa.Array | pa.ChunkedArray:
-    if isinstance(values, pa.Array | pa.ChunkedArray):
-        return values
-    if pa.types.is_dictionary(kind):
-        return pa.array(values, pa.string()).cast(kind)
-    return pa.array(values, kind)
+def _constant(text: str, count: int) -> pa.Array:
+    return pa.DictionaryArray.from_arrays(
+        pa.array(np.zeros(count, np.int32)), pa.array([text], pa.string())
+    )

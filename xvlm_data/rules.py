@@ -6,15 +6,17 @@ means that a rule, which the user can turn off, leaves it out.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from xvlm_data.boxes import clip_xywh, normalise_xywh
-from xvlm_data.records import CAPTION, REGION
-from xvlm_data.text import words
+from xvlm_data.overlap import overlapping
+from xvlm_data.records import OBJECT, REGION, column
 
 #: Reasons that are a choice of the user's, with the flag that turns the rule off.
 FILTERS = {
@@ -25,10 +27,13 @@ FILTERS = {
     "text_overlap": "--max-text-overlap 1",
 }
 
+#: Image problems that concern nobody here: their records are not judged by themselves.
+_ELSEWHERE = ("other_split", "leak")
+
 #: A box may leave its image by this much without counting as clipped: the rounding of decimals.
 CLIP_TOLERANCE = 0.02
 
-Reasons = npt.NDArray[np.object_]
+Bools = npt.NDArray[np.bool_]
 
 
 @dataclass(frozen=True)
@@ -47,19 +52,85 @@ class Rules:
     keep_crowd: bool = False
 
 
+#: The rules that keep everything that is not broken.
+KEEP_ALL = Rules(min_area=0.0, max_text_overlap=1.0, keep_crowd=True)
+
+
+@dataclass
+class Reasons:
+    """Why records are left out: a small number each, 0 where they are kept.
+
+    Attributes:
+        codes: ``[N]``.
+        names: reason by code; the first stands for "kept".
+    """
+
+    codes: npt.NDArray[np.int16]
+    names: list[str] = field(default_factory=lambda: [""])
+
+    @classmethod
+    def of(cls, texts: pa.Array) -> Reasons:
+        """From ``[N]`` reasons, null where there is none."""
+        reasons = cls(np.zeros(len(texts), np.int16))
+        if texts.null_count < len(texts):
+            encoded = texts.dictionary_encode()
+            names = [reasons.code(name) for name in encoded.dictionary.to_pylist()]
+            table = np.array([0, *names], np.int16)
+            places = pc.fill_null(encoded.indices, -1).to_numpy(zero_copy_only=False)
+            reasons.codes = table[places + 1]
+        return reasons
+
+    @property
+    def kept(self) -> Bools:
+        """``[N]`` where there is no reason."""
+        return self.codes == 0
+
+    def code(self, reason: str) -> int:
+        """The number of a reason."""
+        if reason not in self.names:
+            self.names.append(reason)
+        return self.names.index(reason)
+
+    def mark(self, where: Bools, reason: str) -> None:
+        """Give a reason where there is none yet."""
+        if where.any():
+            self.codes[where & (self.codes == 0)] = self.code(reason)
+
+    def take_over(self, others: Reasons, rows: npt.NDArray[np.int64]) -> None:
+        """Where there is none yet, take the reason of other records, ``rows`` of them."""
+        table = np.array([0, *(self.code(name) for name in others.names[1:])], np.int16)
+        given = table[others.codes[rows]]
+        self.codes = np.where(self.codes == 0, given, self.codes)
+
+    def counts(self, where: Bools) -> dict[str, int]:
+        """How often each reason is among some of the records."""
+        found = np.bincount(self.codes[where], minlength=len(self.names)).tolist()
+        return {name: n for name, n in zip(self.names[1:], found[1:], strict=True) if n}
+
+    def texts(self, where: Bools) -> pa.Array:
+        """The reasons of some of the records."""
+        indices = pa.array(self.codes[where])
+        return pa.DictionaryArray.from_arrays(indices, self.names).cast(pa.string())
+
+    def only(self, names: Sequence[str]) -> Reasons:
+        """These reasons alone."""
+        keep = np.array([name in names for name in self.names])
+        return Reasons(np.where(keep[self.codes], self.codes, 0).astype(np.int16), self.names)
+
+
 @dataclass(frozen=True)
 class Judged:
     """What the rules said of a block's annotations.
 
     Attributes:
-        reasons: ``[N]`` reason code, or None where the annotation is kept.
+        reasons: why each is left out.
         boxes: ``[N, 4]`` normalised (cx, cy, w, h); whole image for captions.
         clipped: ``[N]`` whether the box was cut to its image.
     """
 
     reasons: Reasons
     boxes: npt.NDArray[np.float32]
-    clipped: npt.NDArray[np.bool_]
+    clipped: Bools
 
 
 # Absurd boxes overflow; they are cut off or rejected.
@@ -69,7 +140,7 @@ def judge(
     image_rows: npt.NDArray[np.int64],
     sizes: npt.NDArray[np.int64],
     image_problems: Reasons,
-    texts: list[str],
+    texts: pa.Array,
     rules: Rules,
 ) -> Judged:
     """Apply every rule, the first that holds names the reason.
@@ -77,79 +148,52 @@ def judge(
     Args:
         annotations: N rows of ``records.ANNOTATIONS``, sorted by image.
         image_rows: ``[N]`` which image of the block each belongs to.
-        sizes: ``[I, 2]`` (width, height) of each image; at least 1 where unknown.
-        image_problems: ``[I]`` why an image is left out, or None.
+        sizes: ``[I, 2]`` (width, height) of each image in the unit of the boxes.
+        image_problems: why images are left out, I of them.
         texts: N normalised texts.
         rules: the thresholds.
     """
-    kinds = annotations["kind"].to_numpy()
-    reasons = np.array(annotations["problem"].to_pylist(), dtype=object)
-    is_box = kinds != CAPTION
+    kinds = column(annotations, "kind").to_numpy()
+    reasons = Reasons.of(column(annotations, "problem"))
+    is_box = (kinds == REGION) | (kinds == OBJECT)
     sizes = sizes[image_rows]
     pixels = np.stack(
-        [annotations[side].to_numpy().astype(np.float64) for side in "xywh"], axis=1
+        [
+            column(annotations, side).to_numpy(zero_copy_only=False).astype(np.float64, copy=False)
+            for side in "xywh"
+        ],
+        axis=1,
     ).reshape(-1, 4)
-
-    def mark(where: npt.NDArray[np.bool_], reason: str) -> None:
-        reasons[where & is_none(reasons)] = reason
 
     # What is wrong with a record itself says more than that its image is missing, but the images
     # of another split are nobody's concern here.
-    problems = image_problems[image_rows]
-    elsewhere = np.isin(problems.astype(str), ["other_split", "leak"])
-    reasons = np.where(is_none(reasons) & elsewhere, problems, reasons)
-    mark(is_box & ~np.isfinite(pixels).all(axis=1), "box_not_finite")
-    pixels = np.where(np.isfinite(pixels), pixels, 0.0)
-    mark(is_box & (pixels[:, 2:] <= 0).any(axis=1), "box_empty")
-    mark(np.array([not text for text in texts], dtype=bool), "empty_text")
-    reasons = np.where(is_none(reasons), problems, reasons)
+    reasons.take_over(image_problems.only(_ELSEWHERE), image_rows)
+    finite = np.isfinite(pixels)
+    reasons.mark(is_box & ~finite.all(axis=1), "box_not_finite")
+    pixels[~finite] = 0.0
+    reasons.mark(is_box & (pixels[:, 2:] <= 0).any(axis=1), "box_empty")
+    empty = pc.equal(pc.binary_length(texts), 0).to_numpy(zero_copy_only=False)
+    reasons.mark(empty, "empty_text")
+    reasons.take_over(image_problems, image_rows)
     if not rules.keep_crowd:
-        mark(annotations["crowd"].fill_null(False).to_numpy(zero_copy_only=False), "crowd")
+        crowd = pc.fill_null(column(annotations, "crowd"), False)
+        reasons.mark(crowd.to_numpy(zero_copy_only=False), "crowd")
     cut = clip_xywh(pixels, sizes)
     boxes = normalise_xywh(cut, sizes)
-    mark(is_box & (cut[:, 2:] <= 0).any(axis=1), "box_outside")
-    mark(is_box & (boxes[:, 2:] <= 0).any(axis=1), "box_empty")  # gone in float32
+    reasons.mark(is_box & (cut[:, 2:] <= 0).any(axis=1), "box_outside")
+    reasons.mark(is_box & (boxes[:, 2:] <= 0).any(axis=1), "box_empty")  # gone in float32
     boxes[~is_box] = (0.5, 0.5, 1.0, 1.0)
-    mark(is_box & (cut[:, 2] * cut[:, 3] < rules.min_area * sizes[:, 0] * sizes[:, 1]), "small")
+    area = cut[:, 2] * cut[:, 3]
+    reasons.mark(is_box & (area < rules.min_area * sizes[:, 0] * sizes[:, 1]), "small")
     if rules.max_text_overlap < 1:
-        regions = np.flatnonzero((kinds == REGION) & is_none(reasons))
-        reasons[_overlapping(regions, image_rows, texts, rules.max_text_overlap)] = "text_overlap"
-    clipped = is_box & (np.abs(cut - pixels).max(axis=1, initial=0) > CLIP_TOLERANCE)
+        regions = np.flatnonzero((kinds == REGION) & reasons.kept)
+        if len(regions):
+            some = texts.take(pa.array(regions))
+            again = overlapping(some, image_rows[regions], rules.max_text_overlap)
+            where = np.zeros(len(kinds), bool)
+            where[regions[again]] = True
+            reasons.mark(where, "text_overlap")
+    moved = np.abs(cut - pixels)
+    tolerance = CLIP_TOLERANCE if (sizes > 1).any() else CLIP_TOLERANCE / 1000
+    clipped = is_box & (moved > tolerance).any(axis=1)
     return Judged(reasons, boxes, clipped)
-
-
-def is_none(reasons: Reasons) -> npt.NDArray[np.bool_]:
-    """``[N]`` where no reason has been given."""
-    return np.array([reason is None for reason in reasons], dtype=bool)
-
-
-def _overlapping(
-    regions: npt.NDArray[np.int64],
-    image_rows: npt.NDArray[np.int64],
-    texts: list[str],
-    limit: float,
-) -> npt.NDArray[np.int64]:
-    """Regions whose words overlap those of an earlier kept region of their image too much."""
-    dropped: list[int] = []
-    starts = np.flatnonzero(np.diff(image_rows[regions], prepend=-1))
-    for group in np.split(regions, starts[1:]) if len(regions) else []:
-        dropped.extend(group[~_distinct([texts[i] for i in group], limit)].tolist())
-    return np.array(dropped, dtype=np.int64)
-
-
-def _distinct(texts: list[str], limit: float) -> npt.NDArray[np.bool_]:
-    """Which texts to keep, first come first kept, so that no two overlap more than ``limit``."""
-    bags = [words(text) for text in texts]
-    index = {word: i for i, word in enumerate(sorted(set().union(*bags)))}
-    matrix = np.zeros((len(texts), max(len(index), 1)), dtype=np.float32)
-    for row, bag in enumerate(bags):
-        matrix[row, [index[word] for word in bag]] = 1
-    shared = matrix @ matrix.T
-    counts = matrix.sum(axis=1)
-    union = counts[:, None] + counts[None, :] - shared
-    close = shared > limit * np.maximum(union, 1)
-    # Texts without any word ("???") overlap with nothing.
-    keep = np.ones(len(texts), dtype=bool)
-    for row in range(1, len(texts)):
-        keep[row] = not (close[row, :row] & keep[:row]).any()
-    return keep

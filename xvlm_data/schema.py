@@ -10,7 +10,10 @@ from typing import Any
 
 import pyarrow as pa
 
-SCHEMA_VERSION = 1
+#: The newest version. A manifest says the lowest that can read it: 2 allows a width and height of
+#: 0, "not known": nobody has looked at the image yet, which is an address or was not checked.
+SCHEMA_VERSION = 2
+SIZES_KNOWN, SIZES_UNKNOWN = 1, 2
 
 #: Footer keys. ``huggingface`` is the name the `datasets` library looks for.
 VERSION_KEY = b"xvlm.schema_version"
@@ -62,45 +65,43 @@ REJECTS = pa.schema(
 )
 
 
-def _hf_features() -> dict[str, Any]:
+def _hf_features(schema: pa.Schema) -> dict[str, Any]:
     """The schema as Hugging Face features, so that ``load_dataset("parquet")`` shows images."""
 
-    def value(dtype: str) -> dict[str, str]:
-        return {"dtype": dtype, "_type": "Value"}
-
-    def list_of(feature: Any, length: int = -1) -> dict[str, Any]:
-        return {"feature": feature, "length": length, "_type": "List"}
+    def feature(kind: pa.DataType) -> Any:
+        if pa.types.is_dictionary(kind):
+            kind = kind.value_type
+        if pa.types.is_struct(kind):
+            return {field.name: feature(field.type) for field in kind}
+        if pa.types.is_fixed_size_list(kind):
+            return {"feature": feature(kind.value_type), "length": kind.list_size, "_type": "List"}
+        if pa.types.is_list(kind):
+            return {"feature": feature(kind.value_type), "length": -1, "_type": "List"}
+        names = {"float": "float32", "double": "float64"}
+        return {"dtype": names.get(str(kind), str(kind)), "_type": "Value"}
 
     return {
-        "id": value("string"),
-        "source": value("string"),
-        "split": value("string"),
-        "image": {"_type": "Image"},
-        "width": value("int32"),
-        "height": value("int32"),
-        "caption": value("string"),
-        "concepts": list_of(
-            {
-                "box": list_of(value("float32"), 4),
-                "text": value("string"),
-                "attributes": list_of(value("string")),
-                "granularity": value("string"),
-            }
-        ),
+        field.name: {"_type": "Image"} if field.name == "image" else feature(field.type)
+        for field in schema
     }
 
 
-def manifest_schema(info: dict[str, Any]) -> pa.Schema:
+def manifest_schema(
+    info: dict[str, Any], fields: pa.Schema = FIELDS, version: int = SIZES_KNOWN
+) -> pa.Schema:
     """The Arrow schema with its footer: version, Hugging Face features and ``info``.
 
     Args:
         info: provenance that must be readable from a lone shard (name, source, split, options,
             image root, generator). Written with sorted keys so that equal builds give equal bytes.
+        fields: :data:`FIELDS`, and any further column after them.
+        version: of the schema.
     """
-    return FIELDS.with_metadata(
+    features = {"info": {"features": _hf_features(fields)}}
+    return fields.with_metadata(
         {
-            VERSION_KEY: str(SCHEMA_VERSION).encode(),
+            VERSION_KEY: str(version).encode(),
             INFO_KEY: json.dumps(info, sort_keys=True, ensure_ascii=False).encode(),
-            HF_KEY: json.dumps({"info": {"features": _hf_features()}}, sort_keys=True).encode(),
+            HF_KEY: json.dumps(features, sort_keys=True).encode(),
         }
     )

@@ -6,6 +6,8 @@ import re
 import unicodedata
 from typing import Literal
 
+import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -16,9 +18,18 @@ SlashedNames = Literal["first", "last", "raw"]
 
 
 def normalise_texts(texts: pa.Array) -> pa.Array:
-    """NFC, runs of white space to one space, no outer space; case and punctuation stay."""
-    nfc = pc.utf8_normalize(texts, form="NFC")
-    return pc.utf8_trim(pc.replace_substring_regex(nfc, _BLANK, " "), " ")
+    """NFC, runs of white space to one space, no outer space; case and punctuation stay.
+
+    Args:
+        texts: ``[N]`` strings without nulls.
+    """
+    # Most texts are plain and tidy already, and telling so is much cheaper than tidying them.
+    untidy = pa.array(_untidy(texts))
+    if not untidy.true_count:
+        return texts
+    nfc = pc.utf8_normalize(texts.filter(untidy), form="NFC")
+    tidy = pc.utf8_trim(pc.replace_substring_regex(nfc, _BLANK, " "), " ")
+    return pc.replace_with_mask(texts, untidy, tidy)
 
 
 def normalise_text(text: str) -> str:
@@ -49,3 +60,38 @@ def words(text: str) -> frozenset[str]:
     """The words of a text for comparing texts: lower case, without punctuation."""
     folded = unicodedata.normalize("NFKC", text).casefold()
     return frozenset(re.findall(r"\w+(?:'\w+)?", folded))
+
+
+def text_bytes(texts: pa.Array) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.int64]]:
+    """The UTF-8 of all texts in one piece, and where each begins and ends in it.
+
+    Args:
+        texts: ``[N]`` strings without nulls.
+
+    Returns:
+        Bytes, and ``[N + 1]`` offsets into them.
+    """
+    _, offsets, data = texts.buffers()
+    if not len(texts) or data is None:
+        return np.zeros(0, np.uint8), np.zeros(len(texts) + 1, np.int64)
+    ends = np.frombuffer(offsets, np.int32)[texts.offset : texts.offset + len(texts) + 1]
+    ends = ends.astype(np.int64)
+    return np.frombuffer(data, np.uint8)[ends[0] : ends[-1]], ends - ends[0]
+
+
+def rows_of(places: npt.NDArray[np.int64], offsets: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    """Which text each byte position belongs to."""
+    return np.searchsorted(offsets, places, side="right") - 1
+
+
+def _untidy(texts: pa.Array) -> npt.NDArray[np.bool_]:
+    """``[N]`` False where a text is certainly normal: printable ASCII with single inner spaces."""
+    data, offsets = text_bytes(texts)
+    untidy = np.zeros(len(texts), bool)
+    space = data == 32
+    bad = (data >= 127) | (data < 32)
+    bad[1:] |= space[1:] & space[:-1]
+    untidy[rows_of(np.flatnonzero(bad), offsets)] = True
+    filled = np.flatnonzero(np.diff(offsets))
+    untidy[filled] |= space[offsets[filled]] | space[offsets[filled + 1] - 1]
+    return untidy

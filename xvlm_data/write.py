@@ -1,16 +1,16 @@
-"""Writing a manifest folder: shards, rejects and ``manifest.json``, all or nothing.
+"""Writing a manifest folder: shards, rejects and ``manifest.json``.
 
-Everything is written into a hidden folder beside the product and moved into place at the end, the
+Shards are written into a hidden folder inside the product and moved into place at the end, the
 summary last; a build that was cut off leaves the previous manifest as it was.
 """
 
 from __future__ import annotations
 
 import hashlib
+import io
 import json
-import shutil
-from pathlib import Path
-from typing import Any
+import os
+from typing import Any, BinaryIO
 
 import numpy as np
 import pyarrow as pa
@@ -19,30 +19,57 @@ import pyarrow.parquet as pq
 
 from xvlm_data.errors import UserError
 from xvlm_data.manifest import REJECTS_NAME, SUMMARY_NAME
-from xvlm_data.schema import REJECTS, manifest_schema
+from xvlm_data.schema import REJECTS
+from xvlm_data.storage import AnyPath, is_local, read_json, write_json
 
 SHARD_NAME = "manifest-{:05d}.parquet"
 
 #: Row groups are what a shuffling reader loads at once.
 ROW_GROUP_ROWS = 4_096
 ROW_GROUP_BYTES = 32 << 20
-SHARD_BYTES = 1 << 30
 
 
-class ManifestWriter:
-    """Appends rows; cuts row groups and shards by rows and by embedded bytes, deterministically."""
+class ShardWriter:
+    """Writes one shard; cuts row groups by rows and by embedded bytes. A context manager.
 
-    def __init__(self, folder: Path, info: dict[str, Any], *, shard_rows: int) -> None:
-        self.folder, self.shard_rows = folder, shard_rows
-        self.schema = manifest_schema(info)
-        self.shards: list[dict[str, Any]] = []
-        self._writer: pq.ParquetWriter | None = None
-        self._rows = self._bytes = 0
+    The file appears when the context ends without an error, and not otherwise.
+    """
+
+    def __init__(self, path: AnyPath, schema: pa.Schema) -> None:
+        """Begin.
+
+        Args:
+            path: of the file.
+            schema: of the rows, with the manifest's footer.
+        """
+        self.path, self.schema = path, schema
+        self.rows = 0
+        self._file = _Hashing(path)
+        self._writer = pq.ParquetWriter(
+            self._file,
+            schema,
+            # JPEG bytes do not compress; text does.
+            compression=dict.fromkeys(_leaves(schema), "zstd") | {"image.bytes": "none"},
+            use_dictionary=["source", "split", "concepts.list.element.granularity"],
+            # With the null count of the bytes, readers know embedded images from references.
+            write_statistics=["id", "width", "height", "image.bytes"],
+        )
         self._pending: list[pa.Table] = []
         self._pending_rows = self._pending_bytes = 0
 
+    def __enter__(self) -> ShardWriter:
+        return self
+
+    def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
+        if kind is not None:
+            self._file.discard()
+            return
+        self._flush()
+        self._writer.close()
+        self._file.publish()
+
     def write(self, table: pa.Table) -> None:
-        """Append rows of the manifest schema."""
+        """Append rows."""
         lengths = pc.binary_length(pc.struct_field(table["image"], "bytes")).fill_null(0)
         total = np.cumsum(lengths.to_numpy().astype(np.int64))
         start = 0
@@ -50,7 +77,7 @@ class ManifestWriter:
             before = int(total[start - 1]) if start else 0
             room = ROW_GROUP_BYTES - self._pending_bytes
             by_bytes = int(np.searchsorted(total, before + room)) + 1 - start
-            by_rows = min(ROW_GROUP_ROWS, self.shard_rows - self._rows) - self._pending_rows
+            by_rows = ROW_GROUP_ROWS - self._pending_rows
             take = min(by_bytes, by_rows, len(total) - start)
             self._pending.append(table.slice(start, take))
             self._pending_rows += take
@@ -60,63 +87,80 @@ class ManifestWriter:
                 self._flush()
 
     def _flush(self) -> None:
-        if not self._pending_rows:
-            return
-        if self._writer is None:
-            path = self.folder / SHARD_NAME.format(len(self.shards))
-            self._writer = pq.ParquetWriter(
-                path,
-                self.schema,
-                # JPEG bytes do not compress; text does.
-                compression=dict.fromkeys(_leaves(self.schema), "zstd") | {"image.bytes": "none"},
-                use_dictionary=["source", "split", "concepts.list.element.granularity"],
-                # With the null count of the bytes, readers know embedded images from references.
-                write_statistics=["id", "width", "height", "image.bytes"],
-            )
-            self.shards.append({"file": path.name, "rows": 0})
-        self._writer.write_table(pa.concat_tables(self._pending), row_group_size=self._pending_rows)
-        self.shards[-1]["rows"] += self._pending_rows
-        self._rows += self._pending_rows
-        self._bytes += self._pending_bytes
+        if self._pending_rows:
+            table = pa.concat_tables(self._pending)
+            self._writer.write_table(table, row_group_size=self._pending_rows)
+            self.rows += self._pending_rows
         self._pending, self._pending_rows, self._pending_bytes = [], 0, 0
-        if self._rows >= self.shard_rows or self._bytes >= SHARD_BYTES:
-            self._close_shard()
 
-    def _close_shard(self) -> None:
-        if self._writer is not None:
-            self._writer.close()
-            self._writer = None
-            path = self.folder / self.shards[-1]["file"]
-            with path.open("rb") as file:
-                self.shards[-1]["sha256"] = hashlib.file_digest(file, "sha256").hexdigest()
-            self.shards[-1]["bytes"] = path.stat().st_size
-        self._rows = self._bytes = 0
+    def entry(self) -> dict[str, Any]:
+        """The shard as ``manifest.json`` lists it, once it is written."""
+        return {
+            "file": self.path.name,
+            "rows": self.rows,
+            "sha256": self._file.digest.hexdigest(),
+            "bytes": self._file.size,
+        }
 
-    def close(self) -> list[dict[str, Any]]:
-        """Finish; returns the shards as ``manifest.json`` lists them. At least one is written."""
-        if not self.shards and not self._pending_rows:
-            self._pending = [self.schema.empty_table()]
-            path = self.folder / SHARD_NAME.format(0)
-            self._writer = pq.ParquetWriter(path, self.schema)
-            self.shards.append({"file": path.name, "rows": 0})
-        self._flush()
-        self._close_shard()
-        return self.shards
+
+class _Hashing(io.RawIOBase):
+    """A file under another name until it is complete, whose checksum is taken as it is written."""
+
+    def __init__(self, path: AnyPath) -> None:
+        self.target = path
+        # The name tells processes apart that write the same file.
+        self._part = path.with_name(f".{path.name}.{os.getpid()}") if is_local(path) else path
+        self._file: BinaryIO = self._part.open("wb")
+        self.digest = hashlib.sha256()
+        self.size = 0
+
+    def writable(self) -> bool:
+        return True
+
+    def tell(self) -> int:
+        return self.size
+
+    def write(self, data: Any) -> int:
+        self.digest.update(data)
+        self.size += memoryview(data).nbytes
+        self._file.write(data)
+        return memoryview(data).nbytes
+
+    def publish(self) -> None:
+        self._file.close()
+        if is_local(self._part):
+            self._part.replace(self.target)
+
+    def discard(self) -> None:
+        if is_local(self._part):
+            self._file.close()
+            self._part.unlink(missing_ok=True)
 
 
 def _leaves(schema: pa.Schema) -> list[str]:
-    """Parquet's column paths of the manifest schema."""
-    lists = {"box": "box.list.element", "attributes": "attributes.list.element"}
-    concept = [lists.get(f.name, f.name) for f in schema.field("concepts").type.value_type]
-    flat = [name for name in schema.names if name not in ("image", "concepts")]
-    return [*flat, "image.bytes", "image.path", *(f"concepts.list.element.{c}" for c in concept)]
+    """Parquet's paths of all columns."""
+
+    def below(path: str, kind: pa.DataType) -> list[str]:
+        if pa.types.is_struct(kind):
+            return [leaf for field in kind for leaf in below(f"{path}.{field.name}", field.type)]
+        if pa.types.is_list(kind) or pa.types.is_fixed_size_list(kind):
+            return below(f"{path}.list.element", kind.value_type)
+        return [path]
+
+    return [leaf for field in schema for leaf in below(field.name, field.type)]
 
 
 class RejectsWriter:
     """Appends to ``rejects.parquet``."""
 
-    def __init__(self, folder: Path) -> None:
-        self._writer = pq.ParquetWriter(folder / REJECTS_NAME, REJECTS, compression="zstd")
+    def __init__(self, folder: AnyPath) -> None:
+        self._file = _Hashing(folder / REJECTS_NAME)
+        self._writer = pq.ParquetWriter(
+            self._file,
+            REJECTS,
+            compression="zstd",
+            use_dictionary=["source_file", "kind", "reason"],
+        )
 
     def write(self, table: pa.Table) -> None:
         """Append rows of ``schema.REJECTS``."""
@@ -126,15 +170,10 @@ class RejectsWriter:
     def close(self) -> None:
         """Finish the file."""
         self._writer.close()
+        self._file.publish()
 
 
-def write_summary(folder: Path, summary: dict[str, Any]) -> None:
-    """Write ``manifest.json``."""
-    text = json.dumps(summary, indent=2, ensure_ascii=False) + "\n"
-    (folder / SUMMARY_NAME).write_text(text, encoding="utf-8")
-
-
-def check_out(out: Path, name: str, *, force: bool) -> None:
+def check_out(out: AnyPath, name: str, *, force: bool) -> None:
     """Refuse to write where something else lies.
 
     Raises:
@@ -147,7 +186,9 @@ def check_out(out: Path, name: str, *, force: bool) -> None:
     summary = out / SUMMARY_NAME
     if not summary.is_file():
         if all(path.name.startswith(".") for path in out.iterdir()):
-            return  # leftovers of a build that was cut off
+            return  # a build that was cut off
+        if (out / ".building").is_dir():
+            return  # one that was cut off while its files were moved into place
         raise UserError(
             f"{out}: not empty and not a manifest",
             "give another --out, or --force to write into it",
@@ -163,18 +204,26 @@ def check_out(out: Path, name: str, *, force: bool) -> None:
         )
 
 
-def move_into_place(staged: Path, out: Path) -> None:
-    """Replace the content of ``out`` by that of ``staged``.
+def move_into_place(staged: AnyPath, out: AnyPath, summary: dict[str, Any]) -> None:
+    """Replace the manifest in ``out`` by the files in ``staged``; can be repeated after a kill.
 
     The summary goes first and comes last: a folder with ``manifest.json`` is a whole manifest.
+
+    Args:
+        staged: folder of the shards and the rejects.
+        out: the manifest's folder.
+        summary: content of ``manifest.json``.
     """
-    summary = out / SUMMARY_NAME
-    summary.unlink(missing_ok=True)
-    names = {path.name for path in staged.iterdir()}
+    names = [*(shard["file"] for shard in summary["shards"]), REJECTS_NAME]
+    if read_json(out / SUMMARY_NAME) == summary and not any(
+        (staged / name).exists() for name in names
+    ):
+        return
+    (out / SUMMARY_NAME).unlink(missing_ok=True)
     for old in [*out.glob("manifest-*.parquet"), out / REJECTS_NAME]:
         if old.name not in names:
             old.unlink(missing_ok=True)
-    for name in sorted(names - {SUMMARY_NAME}):
-        (staged / name).replace(out / name)
-    (staged / SUMMARY_NAME).replace(summary)
-    shutil.rmtree(staged, ignore_errors=True)
+    for name in names:
+        if (staged / name).exists():
+            (staged / name).rename(out / name)
+    write_json(out / SUMMARY_NAME, summary, indent=2)

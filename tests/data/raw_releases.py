@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 from PIL import Image
 
 from xvlm_data.build import BuildOptions, build
+from xvlm_data.engines import open_engine
 from xvlm_data.manifest import open_manifest
 
 
@@ -129,9 +130,17 @@ def build_all(
     source: str, root: Path, out: Path, **options: Any
 ) -> tuple[dict[str, Any], list[dict[str, Any]], list[dict[str, Any]]]:
     """(summary, manifest rows, rejects) of a build."""
-    arguments = {key: options.pop(key) for key in ("split", "workers", "force") if key in options}
-    summary = build(
-        source, root, out, progress=Silent(), options=BuildOptions(**options), **arguments
-    )
+    names = ("split", "force", "restart")
+    arguments = {key: options.pop(key) for key in names if key in options}
+    with open_engine(options.pop("engine", "local"), options.pop("workers", 1)) as engine:
+        summary = build(
+            source,
+            root,
+            out,
+            progress=Silent(),
+            options=BuildOptions(**options),
+            engine=engine,
+            **arguments,
+        )
     rows = [row for batch in open_manifest(out).batches() for row in batch.to_pylist()]
     return summary, rows, pq.read_table(out / "rejects.parquet").to_pylist()

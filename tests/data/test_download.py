@@ -526,7 +526,7 @@ class TestInterrupted:
         assert decoders or not Path("/proc/self/task").exists()
         second = subprocess.run(self.command(spec, out), capture_output=True, text=True)
         assert second.returncode == 2
-        assert "another process is writing here" in second.stderr
+        assert "another process is building here" in second.stderr
         self.kill(first)
         deadline = time.monotonic() + 10
         while any(Path(f"/proc/{pid}").exists() for pid in decoders):

@@ -104,9 +104,9 @@ def test_size_limits_are_flags(tmp_path: Path) -> None:
 
 
 def test_without_checking_images_only_their_presence_counts(tmp_path: Path) -> None:
-    _, rows, _ = build_one(tmp_path, jpeg()[:200], check_images=False)
+    _, rows, _ = build_one(tmp_path, jpeg()[:200], check="find")
     assert len(rows) == 1
-    _, rows, rejects = build_one(tmp_path / "b", None, check_images=False)
+    _, rows, rejects = build_one(tmp_path / "b", None, check="find")
     assert rows == []
     assert rejects[0]["reason"] == "missing_image"
 
@@ -139,9 +139,9 @@ def test_caption_only_sources_apply_the_orientation(tmp_path: Path) -> None:
     columns = {"image_urls": [url], "user_ids": ["x"], "captions": ["a picture"]}
     write_json(tmp_path / "raw/sbu-captions-all.json", columns)
     write_image(tmp_path / "raw/images/2_a.jpg", with_orientation(6))
-    for check in (True, False):
+    for check in ("decode", "find"):
         _, rows, _ = build_all(
-            "sbu", tmp_path / "raw", tmp_path / "out", check_images=check, images="embed"
+            "sbu", tmp_path / "raw", tmp_path / "out", check=check, images="embed"
         )
         assert (rows[0]["width"], rows[0]["height"]) == (40, 60)
         image = load_row_image(rows[0]["image"], 40, 60)

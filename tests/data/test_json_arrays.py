@@ -27,7 +27,7 @@ def collect(path: Path, wanted: dict[str, Any], chunk: int = 1 << 20) -> dict[st
     for elements in read_arrays(path, wanted, chunk=chunk):
         assert not elements.malformed
         start = len(found[elements.key])
-        assert elements.indices == list(range(start, start + len(elements.items)))
+        assert elements.indices.tolist() == list(range(start, start + len(elements.items)))
         found[elements.key] += elements.items
     return found
 
@@ -71,7 +71,7 @@ def test_malformed_elements_are_set_aside_with_their_place(tmp_path: Path) -> No
     path.write_text('{"a": [{"id": 1}, {"id": "2"}, null, {"id": 4, "size": NaN}, {"id": 5}]}')
     (elements,) = read_arrays(path, {"a": Item})
     assert [item.id for item in elements.items] == [1, 4, 5]
-    assert elements.indices == [0, 3, 4]
+    assert elements.indices.tolist() == [0, 3, 4]
     assert elements.items[1].size != elements.items[1].size
     assert [index for index, _, _ in elements.malformed] == [1, 2]
     assert "id" in elements.malformed[0][1]

@@ -27,6 +27,7 @@ from xvlm_data.schema import (
     FIELDS,
     IMAGE,
     REJECTS,
+    SIZES_UNKNOWN,
     WHOLE_IMAGE_BOX,
     manifest_schema,
 )
@@ -136,9 +137,8 @@ def _write(db: duckdb.DuckDBPyConnection, spec: ListSpec, folder: Path) -> ListC
             without_url += len(table)
             rejects.write_table(table)
         captions = empty = 0
-        with pq.ParquetWriter(
-            folder / "urls.parquet", manifest_schema(info), compression="zstd"
-        ) as writer:
+        schema = manifest_schema(info, version=SIZES_UNKNOWN)
+        with pq.ParquetWriter(folder / "urls.parquet", schema, compression="zstd") as writer:
             for batch in grouped.to_arrow_reader(_BATCH):
                 table, blank, read = _rows(pa.Table.from_batches([batch]), spec)
                 captions, empty = captions + read, empty + len(blank)

@@ -8,13 +8,14 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
-from xvlm_data.download.journal import Journal, write_json
 from xvlm_data.download.lists import ListCounts, ListSpec
 from xvlm_data.download.rows import UrlRows
 from xvlm_data.download.shards import KINDS, REJECTS_NAME
+from xvlm_data.journal import Journal
 from xvlm_data.manifest import REJECTS_NAME as ALL_REJECTS
 from xvlm_data.manifest import SUMMARY_NAME
-from xvlm_data.schema import SCHEMA_VERSION
+from xvlm_data.schema import SIZES_KNOWN
+from xvlm_data.storage import write_json
 from xvlm_data.write import RejectsWriter
 
 #: Where the summary of a manifest lies while its better version is moved into place.
@@ -67,7 +68,7 @@ def summarise(
     }
     return {
         **info,
-        "schema_version": SCHEMA_VERSION,
+        "schema_version": SIZES_KNOWN,
         "inputs": [spec.path.name if isinstance(spec, ListSpec) else spec],
         "notes": [],
         "counts": counts,

@@ -23,6 +23,7 @@ class UrlRows:
         name: what to call the input where rejects are listed.
         total: rows to download.
         info: provenance of the input: name, source, split, licence, …
+        fields: the schema of its rows: ``schema.FIELDS``, and what columns it has beyond.
     """
 
     def __init__(self, manifest: Manifest, name: str, limit: int | None = None) -> None:
@@ -37,6 +38,12 @@ class UrlRows:
         ]
         rows = [n for shard in manifest.shards for n in shard.row_groups]
         self._ends = np.cumsum(np.array(rows, dtype=np.int64))
+        self.fields: pa.Schema = FIELDS
+        if self._groups:
+            found = manifest.read_row_group(*self._groups[0]).schema
+            for field in found.remove_metadata():
+                if field.name not in FIELDS.names:
+                    self.fields = self.fields.append(field)
 
     def read(self, start: int, stop: int) -> pa.Table:
         """Rows ``start`` to ``stop`` in the manifest schema, without any image bytes.
@@ -51,9 +58,10 @@ class UrlRows:
             shard, within = self._groups[group]
             table = self._manifest.read_row_group(shard, within)
             first = end - len(table)
-            parts.append(_conform(table.slice(start - first, min(stop, end) - start)))
+            part = table.slice(start - first, min(stop, end) - start)
+            parts.append(_conform(part, self.fields))
             start, group = end, group + 1
-        return pa.concat_tables(parts) if parts else FIELDS.empty_table()
+        return pa.concat_tables(parts) if parts else self.fields.empty_table()
 
 
 def open_url_rows(spec: str, limit: int | None = None) -> UrlRows:
@@ -108,10 +116,10 @@ def file_digest(url: str) -> str:
     return digest.hexdigest()
 
 
-def _conform(table: pa.Table) -> pa.Table:
+def _conform(table: pa.Table, fields: pa.Schema) -> pa.Table:
     """Another writer's types as the schema has them; image bytes are dropped."""
     columns = []
-    for field in FIELDS:
+    for field in fields:
         column = table[field.name]
         if field.name == "image":
             paths = pc.struct_field(column.combine_chunks(), "path").cast(pa.string())
@@ -126,4 +134,4 @@ def _conform(table: pa.Table) -> pa.Table:
                 what = f"column {field.name!r} is {column.type}, not {field.type} ({error})"
                 raise ManifestError(what, "build the manifest again") from error
         columns.append(column)
-    return pa.table(columns, schema=FIELDS)
+    return pa.table(columns, schema=fields)

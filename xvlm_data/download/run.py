@@ -19,7 +19,6 @@ import pyarrow as pa
 from xvlm_data import __version__
 from xvlm_data.download.decoders import Decoders, Encoding
 from xvlm_data.download.fetch import Fetcher
-from xvlm_data.download.journal import PLAN_NAME, Journal, difference, read_json
 from xvlm_data.download.lists import ListCounts, ListSpec, write_url_manifest
 from xvlm_data.download.log import ShardLog
 from xvlm_data.download.options import Manners, ProductOptions
@@ -29,7 +28,10 @@ from xvlm_data.download.reasons import Failure
 from xvlm_data.download.rows import UrlRows, file_digest, fingerprint, open_url_rows
 from xvlm_data.download.shards import Shard, previous_shard
 from xvlm_data.errors import UserError
+from xvlm_data.journal import Journal, difference
 from xvlm_data.manifest import SUMMARY_NAME
+from xvlm_data.schema import manifest_schema
+from xvlm_data.storage import read_json
 from xvlm_data.write import check_out
 
 WORK = ".building"
@@ -71,7 +73,7 @@ def download(request: Request, product: ProductOptions, manners: Manners) -> dic
     """
     work = request.out / WORK
     plan = _plan(request.spec, product)
-    unfinished = None if request.restart else read_json(work / PLAN_NAME)
+    unfinished = None if request.restart else read_json(work / "plan.json")
     previous = read_json(work / PREVIOUS_NAME) or read_json(request.out / SUMMARY_NAME)
     if unfinished is None:
         replace = request.restart and previous is not None
@@ -271,7 +273,8 @@ class _Job:
         await asyncio.get_running_loop().run_in_executor(self._writer, self._write, shard)
 
     def _write(self, shard: Shard) -> None:
-        record = shard.finish(self._journal.folder, self._info, self._rows.name)
+        schema = manifest_schema(self._info, self._rows.fields)
+        record = shard.finish(self._journal.folder, schema, self._rows.name)
         self._journal.record(_SHARD.format(shard.number), record)
         del self._open[shard.number]
         shard.log.remove()

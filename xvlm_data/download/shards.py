@@ -14,10 +14,9 @@ import pyarrow.parquet as pq
 
 from xvlm_data.download.log import ShardLog, Stored
 from xvlm_data.download.reasons import TRANSIENT, Failure
-from xvlm_data.download.shard_writer import ShardWriter
 from xvlm_data.errors import ManifestError
 from xvlm_data.schema import FIELDS, GRANULARITIES, IMAGE, REJECTS
-from xvlm_data.write import SHARD_NAME
+from xvlm_data.write import SHARD_NAME, ShardWriter
 
 REJECTS_NAME = "rejects-{:05d}.parquet"
 #: Images of which a block of a shard is made in memory.
@@ -98,12 +97,12 @@ class Shard:
         width, height = self._sizes[row]
         return (width, height) if width > 0 and height > 0 else None
 
-    def finish(self, folder: Path, info: dict[str, Any], input_name: str) -> dict[str, Any]:
+    def finish(self, folder: Path, schema: pa.Schema, input_name: str) -> dict[str, Any]:
         """Write the shard and its rejects; returns its record for the journal.
 
         Args:
             folder: where its files are staged.
-            info: for the footer.
+            schema: of the rows, with the footer.
             input_name: what to call the input in the rejects.
 
         Raises:
@@ -122,7 +121,7 @@ class Shard:
         if self.previous is not None and not gained:
             entry = dict(self.previous.entry)
         else:
-            entry = self._write(folder / SHARD_NAME.format(self.number), info)
+            entry = self._write(folder / SHARD_NAME.format(self.number), schema)
         entry |= {"first_row": self.first, "input_rows": len(self.table), "rejects": len(rejects)}
         if entry["rows"] + len(rejects) != len(self.table):
             raise AssertionError(f"shard {self.number}: {entry['rows']} + {len(rejects)} rows")
@@ -161,11 +160,10 @@ class Shard:
                     )
                 yield row, data, width, height
 
-    def _write(self, path: Path, info: dict[str, Any]) -> dict[str, Any]:
-        writer = ShardWriter(path, info)
-        try:
-            block: list[tuple[int, bytes, int, int]] = []
-            size = 0
+    def _write(self, path: Path, schema: pa.Schema) -> dict[str, Any]:
+        block: list[tuple[int, bytes, int, int]] = []
+        size = 0
+        with ShardWriter(path, schema) as writer:
             for image in self._images():
                 block.append(image)
                 size += len(image[1])
@@ -174,10 +172,7 @@ class Shard:
                     block, size = [], 0
             if block:
                 writer.write(self._rows(block))
-        except BaseException:
-            writer.abandon()
-            raise
-        return writer.close()
+        return writer.entry()
 
     def _rows(self, block: list[tuple[int, bytes, int, int]]) -> pa.Table:
         """Rows of the manifest: those of the input with the images' bytes and sizes."""
@@ -191,7 +186,8 @@ class Shard:
             "width": pa.array(widths, pa.int32()),
             "height": pa.array(heights, pa.int32()),
         }
-        return pa.table([columns.get(name, table[name]) for name in FIELDS.names], schema=FIELDS)
+        names = table.column_names
+        return pa.table([columns.get(name, table[name]) for name in names], schema=table.schema)
 
     def _counts(self, rejects: list[dict[str, Any]]) -> dict[str, Any]:
         """What was kept and left out, by kind; a concept shares the fate of its image."""

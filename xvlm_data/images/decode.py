@@ -198,14 +198,24 @@ def load_row_image(
     Raises:
         ImageError: see :func:`decode`; missing_image when the row has neither bytes nor a file.
     """
+    data = row_bytes(image, limits)
+    return decode(data, size=(width, height), limits=limits, name=image.get("path"))
+
+
+def row_bytes(image: dict[str, Any], limits: Limits = DEFAULT_LIMITS) -> bytes:
+    """The encoded bytes of the ``image`` cell of a manifest row: its own, its file's or its URL's.
+
+    Raises:
+        ImageError: missing_image, empty_image or image_too_big.
+    """
     data, path = image.get("bytes"), image.get("path")
     if data is not None:
-        return decode(data, size=(width, height), limits=limits, name=path)
+        return checked_bytes(data, str(path or "image"), limits)
     if not path:
         raise ImageError("missing_image", "the row has neither image bytes nor a path")
     if "://" not in path:
-        return decode(Path(path), size=(width, height), limits=limits)
-    return decode(_fetch(path, limits), size=(width, height), limits=limits, name=path)
+        return read_bytes(Path(path), limits)
+    return checked_bytes(_fetch(path, limits), path, limits)
 
 
 def _fetch(url: str, limits: Limits) -> bytes:

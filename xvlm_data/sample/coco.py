@@ -18,7 +18,7 @@ from xvlm_data.sample.scene import Crowd, Scene, SceneKey, Thing, make_scene
 
 Record = dict[str, Any]
 
-_INFO = {
+INFO = {
     "description": "Miniature in the layout of COCO 2017, made by xvlm-data sample",
     "url": f"http://{HOST}",
     "version": "1.0",
@@ -34,7 +34,7 @@ _CREATIVE_COMMONS = (
     ("by-sa", "Attribution-ShareAlike License"),
     ("by-nd", "Attribution-NoDerivs License"),
 )
-_LICENSES = [
+LICENSES = [
     {"url": f"http://creativecommons.org/licenses/{code}/2.0/", "id": number, "name": name}
     for number, (code, name) in enumerate(_CREATIVE_COMMONS, 1)
 ] + [
@@ -118,7 +118,7 @@ def write(folder: Path, images: int, seed: int) -> list[tuple[str, Release]]:
         shuffle = random.Random(f"{seed}/coco/{split}/order").shuffle
         shuffle(part.captions)
         shuffle(part.instances)
-        head = {"info": _INFO, "licenses": _LICENSES, "images": part.images}
+        head = {"info": INFO, "licenses": LICENSES, "images": part.images}
         write_json(
             folder / f"annotations/instances_{part.name}.json",
             {**head, "annotations": part.instances, "categories": _CATEGORIES},

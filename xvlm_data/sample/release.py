@@ -8,6 +8,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
+
 from xvlm_data.sample.scene import SceneKey
 
 # The real COCO, VG, ... addresses lead to other pictures: nothing here may be fetched by mistake.
@@ -51,6 +54,10 @@ class Ids:
 
     def __getitem__(self, number: int) -> int:
         return (number + 1) * self.factor % self.prime
+
+    def of_all(self, numbers: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+        """The ids of many numbers at once."""
+        return (numbers + 1) * self.factor % self.prime
 
 
 def held_out(images: int) -> int:

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import shutil
-import tempfile
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 from xvlm_data.errors import UserError
 from xvlm_data.sample import coco, objects365, vg, web
+from xvlm_data.sample.folders import MARKER, check_free, publish, workshop_in
 from xvlm_data.sample.release import Picture, Release, write_json
 from xvlm_data.sample.render import draw_picture
 
@@ -21,7 +19,6 @@ _WRITERS: dict[str, Callable[[Path, int, int], list[tuple[str, Release]]]] = {
     "objects365": objects365.write,
 }
 SOURCES = tuple(_WRITERS)
-MARKER = "xvlm-sample.json"  # lies in every folder that this module wrote
 MOST_IMAGES = 250_000  # training and validation ids of COCO's layout alternate below 581,921
 _FORMAT = 1  # of the marker: raised whenever the same seed gives other bytes
 
@@ -70,7 +67,7 @@ def write_samples(
         )
     try:
         out.mkdir(parents=True, exist_ok=True)
-        with _workshop(out) as workshop:
+        with workshop_in(out) as workshop:
             releases = [
                 release
                 for source in dict.fromkeys(sources)
@@ -79,27 +76,17 @@ def write_samples(
             pictures = [picture for _, release in releases for picture in release.pictures]
             _draw(pictures, workers, progress)
             for name, _ in releases:
-                _publish(workshop, out, name)
+                publish(workshop, out, name)
     except OSError as error:
         raise UserError(f"cannot write the sample: {error}", "choose another --out") from error
     return {name: release.counts for name, release in releases}
-
-
-@contextmanager
-def _workshop(out: Path) -> Iterator[Path]:
-    """A folder on the same disk as ``out``, removed at the end whatever happens."""
-    workshop = Path(tempfile.mkdtemp(prefix=".sample-", dir=out))
-    try:
-        yield workshop
-    finally:
-        shutil.rmtree(workshop, ignore_errors=True)
 
 
 def _planned(
     source: str, workshop: Path, out: Path, images: int, seed: int, overwrite: bool
 ) -> list[tuple[str, Release]]:
     for name in _folders(source):
-        _check_free(out / name, overwrite)
+        check_free(out / name, overwrite)
     releases = _WRITERS[source](workshop / source, images, seed)
     for name, _ in releases:
         write_json(workshop / name / MARKER, {"format": _FORMAT, "images": images, "seed": seed})
@@ -108,18 +95,6 @@ def _planned(
 
 def _folders(source: str) -> tuple[str, ...]:
     return ("vg", "vg_val") if source == "vg" else (source,)
-
-
-def _check_free(folder: Path, overwrite: bool) -> None:
-    if overwrite or not folder.exists():
-        return
-    if not folder.is_dir():
-        raise UserError(f"{folder} is in the way", "move it or choose another --out")
-    if any(folder.iterdir()) and not (folder / MARKER).is_file():
-        raise UserError(
-            f"{folder} holds files that are not a sample",
-            "choose another --out, or delete them all with --overwrite",
-        )
 
 
 def _draw(
@@ -149,11 +124,3 @@ def _report(drawn: Iterable[None], total: int, progress: Callable[[int, int], No
     for done, _ in enumerate(drawn, 1):
         if progress is not None:
             progress(done, total)
-
-
-def _publish(workshop: Path, out: Path, name: str) -> None:
-    """Moves a finished folder to its place, the former one out of it."""
-    target = out / name
-    if target.exists() or target.is_symlink():
-        target.rename(workshop / f"{name}.former")
-    (workshop / name).rename(target)

@@ -5,13 +5,17 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import pyarrow as pa
 
 from xvlm_data.raw.json_arrays import Elements, read_arrays
 from xvlm_data.raw.lines import read_lines
-from xvlm_data.records import Records
+from xvlm_data.storage import AnyPath
 from xvlm_data.text import SlashedNames
+
+if TYPE_CHECKING:
+    from xvlm_data.reading import Records
 
 #: Opens a progress display for a file: its name and size in, a function that advances it out.
 OpenProgress = Callable[[str, int], AbstractContextManager[Callable[[int], None]]]
@@ -27,49 +31,67 @@ class Request:
         slashed_names: which form of a slashed category name becomes the text.
         evaluation_files: files whose images must be left out; None looks in the usual places.
         keep_leaks: leave nothing out.
+        urls: images are not on disk: name them by their addresses.
         progress: opens a progress display for each file read.
+        on_open: called with each file that is read.
         notes: filled by the source: facts the user should read, such as an absent optional file.
         inputs: filled by the source: the files read.
     """
 
-    root: Path
+    root: AnyPath
     split: str
     progress: OpenProgress
     slashed_names: SlashedNames = "first"
-    evaluation_files: tuple[Path, ...] | None = None
+    evaluation_files: tuple[AnyPath, ...] | None = None
     keep_leaks: bool = False
+    urls: bool = False
+    on_open: Callable[[AnyPath], None] = lambda path: None
     notes: list[str] = field(default_factory=list)
-    inputs: list[Path] = field(default_factory=list)
+    inputs: list[AnyPath] = field(default_factory=list)
 
-    def arrays(self, path: Path, wanted: dict[str, Any]) -> Iterator[Elements[Any]]:
+    def arrays(self, path: AnyPath, wanted: dict[str, Any]) -> Iterator[Elements[Any]]:
         """`raw.json_arrays.read_arrays` with progress; the file is noted as read."""
-        with self._reading(path) as advance:
+        with self.reading(path) as advance:
             yield from read_arrays(path, wanted, on_bytes=advance)
 
-    def lines(self, path: Path) -> Iterator[tuple[int, list[bytes]]]:
+    def lines(self, path: AnyPath) -> Iterator[tuple[int, list[bytes]]]:
         """`raw.lines.read_lines` with progress; the file is noted as read."""
-        with self._reading(path) as advance:
+        with self.reading(path) as advance:
             yield from read_lines(path, on_bytes=advance)
 
-    def _reading(self, path: Path) -> AbstractContextManager[Callable[[int], None]]:
+    def reading(self, path: AnyPath) -> AbstractContextManager[Callable[[int], None]]:
+        """A progress display for a file, which is noted as read."""
+        size = path.stat().st_size if path.is_file() else 0
         if path not in self.inputs:
             self.inputs.append(path)
-        size = path.stat().st_size if path.is_file() else 0
+            if size:
+                self.on_open(path)
         return self.progress(path.name, size)
 
 
-class Source(Protocol):
+class Source:
     """A public release in its official raw layout.
 
     Attributes:
         name: as in ids and on the command line.
         licence: one line on what one may do with it.
         merge_images: whether several image records with one key are one image.
+        url_list: whether the release is a list of addresses.
+        stored_pixels: whether boxes refer to the stored pixels, whatever EXIF says.
+        normalised_boxes: whether boxes are given in units of their image's width and height.
+        evaluation: whether everything is kept by default: a test set has no small boxes to filter.
+        extra: a column after those of every manifest, a list filled from the ``extra`` of the
+            image's question records.
     """
 
-    name: str
-    licence: str
-    merge_images: bool
+    name: ClassVar[str]
+    licence: ClassVar[str]
+    merge_images: ClassVar[bool] = False
+    url_list: ClassVar[bool] = False
+    stored_pixels: ClassVar[bool] = False
+    normalised_boxes: ClassVar[bool] = False
+    evaluation: ClassVar[bool] = False
+    extra: ClassVar[pa.Field | None] = None
 
     def read(self, request: Request, records: Records) -> None:
         """Write everything the release says of the split into ``records``.
@@ -77,4 +99,4 @@ class Source(Protocol):
         Raises:
             UserError: a file is missing or is not what it should be.
         """
-        ...
+        raise NotImplementedError

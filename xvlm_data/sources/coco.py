@@ -8,7 +8,6 @@ images): then the official train and val files are both read, because his parts 
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -18,15 +17,11 @@ from xvlm_data.errors import UserError
 from xvlm_data.leaks import evaluation_ids, exclude_ids
 from xvlm_data.raw.files import check_root, find_optional
 from xvlm_data.raw.json_arrays import Int64
-from xvlm_data.records import CAPTION, Records
-from xvlm_data.sources.base import Request
-from xvlm_data.sources.coco_json import (
-    Caption,
-    Image,
-    read_captions,
-    read_images,
-    read_instances,
-)
+from xvlm_data.reading import Records
+from xvlm_data.records import CAPTION
+from xvlm_data.sources.base import Request, Source
+from xvlm_data.sources.coco_json import Image, read_boxes, read_captions, read_images
+from xvlm_data.storage import AnyPath
 
 KARPATHY = ("dataset_coco.json", "annotations/dataset_coco.json", "karpathy/dataset_coco.json")
 #: Which of Karpathy's parts a split is.
@@ -44,15 +39,18 @@ class _Sentence(msgspec.Struct, gc=False):
     sentid: Int64 | None = None
 
 
-class _KarpathyImage(msgspec.Struct, gc=False):
+class _KarpathySplit(msgspec.Struct, gc=False):
     cocoid: Int64
     split: str
+
+
+class _KarpathyImage(_KarpathySplit, gc=False):
     filename: str
     filepath: str = ""
     sentences: list[_Sentence] = []
 
 
-class Coco:
+class Coco(Source):
     """See the module."""
 
     name = "coco"
@@ -60,7 +58,6 @@ class Coco:
         "annotations CC BY 4.0 (COCO Consortium); images: Flickr terms, per-image licences, "
         "most of them non-commercial"
     )
-    merge_images = False
 
     def read(self, request: Request, records: Records) -> None:
         """See `Source.read`."""
@@ -82,18 +79,25 @@ class Coco:
         folders = _image_folders(root)
         leaked = _Leaks(request)
         if karpathy is not None:
-            kept = _read_karpathy(karpathy, request, None if files else records, leaked)
-            leaked.only = kept
+            leaked.only = _karpathy_ids(karpathy, request)
+            if not files:
+                _read_karpathy(karpathy, request, records, leaked)
         for path in files:
             folder = path.stem.split("_", 1)[1]
-            _read_official(path, request, records, _Locator(folder, folders), leaked)
+            read_images("coco", path, records, _Locator(folder, folders), leaked)
+        records.images_complete()
+        for path in files:
+            if path.name.startswith("instances"):
+                read_boxes(path, request, records)
+            else:
+                read_captions(path, records)
         if files:
             have = {path.name.split("_")[0] for path in files}
             for missing in sorted({"instances", "captions"} - have):
                 request.notes.append(f"no {missing} file: the manifest has no {missing}")
 
 
-def _annotation_files(root: Path, split: str, *, everything: bool) -> list[Path]:
+def _annotation_files(root: AnyPath, split: str, *, everything: bool) -> list[AnyPath]:
     """The files of the newest release found, instances before captions."""
     splits = ("train", "val") if everything else (split,)
     for year in YEARS:
@@ -106,7 +110,7 @@ def _annotation_files(root: Path, split: str, *, everything: bool) -> list[Path]
     return []
 
 
-def _image_folders(root: Path) -> list[str]:
+def _image_folders(root: AnyPath) -> list[str]:
     parts = [f"{part}{year}" for year in YEARS for part in ("train", "val", "test")]
     return [
         folder for folder in [*parts, *(f"images/{p}" for p in parts)] if (root / folder).is_dir()
@@ -149,25 +153,8 @@ class _Leaks:
         return reasons
 
 
-def _read_official(
-    path: Path, request: Request, records: Records, locate: _Locator, exclude: _Leaks
-) -> None:
-    if path.name.startswith("instances"):
-        read_instances("coco", path, request, records, locate, exclude)
-        return
-    images = records.part(path, "images[{index}]")
-    captions = records.part(path, "annotations[{index}]")
-    for elements in request.arrays(path, {"images": Image, "annotations": Caption}):
-        if elements.key == "images":
-            read_images("coco", elements, images, records, locate, exclude)
-        else:
-            read_captions(elements, captions, records)
-
-
-def _read_karpathy(
-    path: Path, request: Request, records: Records | None, exclude: _Leaks
-) -> np.ndarray[Any, np.dtype[np.int64]]:
-    """The COCO ids of the split; with ``records``, his sentences serve as the captions."""
+def _karpathy_ids(path: AnyPath, request: Request) -> np.ndarray[Any, np.dtype[np.int64]]:
+    """The COCO ids of the split, sorted."""
     if request.split not in KARPATHY_SPLITS:
         raise UserError(
             f"unknown split {request.split!r} of {path.name}",
@@ -175,37 +162,36 @@ def _read_karpathy(
         )
     wanted = KARPATHY_SPLITS[request.split]
     kept: list[int] = []
-    images = captions = -1
-    if records is not None:
-        request.notes.append("no official annotation files: captions come from dataset_coco.json")
-        images = records.part(path, "images[{index}]")
-        captions = records.part(path, "images[{index}].sentences[{sub}]")
+    for elements in request.arrays(path, {"images": _KarpathySplit}):
+        if elements.malformed:
+            index, why, _ = elements.malformed[0]
+            raise UserError(f"{path}: images[{index}]: {why}", "download the split file again")
+        kept.extend(item.cocoid for item in elements.items if item.split in wanted)
+    return np.array(sorted(kept), dtype=np.int64)
+
+
+def _read_karpathy(path: AnyPath, request: Request, records: Records, exclude: _Leaks) -> None:
+    """Images and captions from his file alone."""
+    request.notes.append("no official annotation files: captions come from dataset_coco.json")
+    images = records.part(path, "images[{index}]")
+    captions = records.part(path, "images[{index}].sentences[{sub}]")
     for elements in request.arrays(path, {"images": _KarpathyImage}):
         items: list[_KarpathyImage] = elements.items
-        kept.extend(item.cocoid for item in items if item.split in wanted)
-        if records is None:
-            if elements.malformed:
-                index, why, _ = elements.malformed[0]
-                raise UserError(f"{path}: images[{index}]: {why}", "download the split file again")
-            continue
         records.malformed_images(images, elements.malformed)
-        leaked = exclude(np.array([item.cocoid for item in items], dtype=np.int64))
+        indices = elements.indices.tolist()
         records.images(
             {
                 "key": [item.cocoid for item in items],
                 "id": [f"coco/{item.cocoid}" for item in items],
                 "paths": [_karpathy_paths(item) for item in items],
                 "part": [images] * len(items),
-                "index": elements.indices,
-                "problem": [
-                    leak if item.split in wanted else "other_split"
-                    for item, leak in zip(items, leaked, strict=True)
-                ],
+                "index": indices,
+                "problem": exclude(np.array([item.cocoid for item in items], dtype=np.int64)),
             }
         )
         rows = [
             (item.cocoid, index, sub, sentence)
-            for item, index in zip(items, elements.indices, strict=True)
+            for item, index in zip(items, indices, strict=True)
             for sub, sentence in enumerate(item.sentences)
         ]
         records.annotations(
@@ -219,7 +205,6 @@ def _read_karpathy(
                 "text": [sentence.raw for _, _, _, sentence in rows],
             }
         )
-    return np.array(sorted(kept), dtype=np.int64)
 
 
 def _karpathy_paths(image: _KarpathyImage) -> list[str]:

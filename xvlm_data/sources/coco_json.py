@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
-from typing import Any
+from functools import partial
+from itertools import chain
+from operator import attrgetter
+from typing import Annotated, Any
 
 import msgspec
 import numpy as np
 import pyarrow as pa
 
-from xvlm_data.raw.json_arrays import Int64
-from xvlm_data.records import CAPTION, OBJECT, Records, pixel_sides
+from xvlm_data.raw.json_arrays import Elements, Int64
+from xvlm_data.reading import Reading, Records
+from xvlm_data.records import ABSENT, CAPTION, OBJECT, Sink, numbers, pixel_sides
 from xvlm_data.sources.base import Request
+from xvlm_data.storage import AnyPath
 from xvlm_data.text import category_text
+
+Int32 = Annotated[int, msgspec.Meta(ge=-(2**31), le=2**31 - 1)]
 
 
 class Image(msgspec.Struct, gc=False):
@@ -30,8 +36,8 @@ class Box(msgspec.Struct, gc=False):
 
     image_id: Int64
     bbox: tuple[float, float, float, float]
-    category_id: int
-    id: Int64 | None = None
+    category_id: Int32
+    id: Int64 | None = ABSENT
     iscrowd: int = 0
 
 
@@ -40,110 +46,129 @@ class Caption(msgspec.Struct, gc=False):
 
     image_id: Int64
     caption: str
-    id: Int64 | None = None
+    id: Int64 | None = ABSENT
 
 
 class Category(msgspec.Struct):
     """An element of ``categories``."""
 
-    id: int
+    id: Int32
     name: str
 
 
-#: From an image record to where its file may lie, and to why it is left out (or None).
+#: From image records to where their files may lie, and to why each is left out (or None); both
+#: must be picklable.
 Locate = Callable[[Image], list[str]]
 Exclude = Callable[[np.ndarray[Any, np.dtype[np.int64]]], list[str | None]]
 
 
-def read_images(
-    source: str, elements: Any, part: int, records: Records, locate: Locate, exclude: Exclude
+def convert_images(
+    elements: Elements[Image],
+    sink: Sink,
+    *,
+    source: str,
+    part: int,
+    locate: Locate,
+    exclude: Exclude,
 ) -> None:
-    """Write a chunk of ``images``."""
-    items: list[Image] = elements.items
-    records.malformed_images(part, elements.malformed)
+    """Some of ``images``."""
+    items = elements.items
+    sink.malformed_images(part, elements.malformed)
     if items:
-        ids = np.array([item.id for item in items], dtype=np.int64)
-        records.images(
+        ids = np.fromiter((item.id for item in items), np.int64, len(items))
+        sink.images(
             {
                 "key": ids,
                 "id": [f"{source}/{item.id}" for item in items],
                 "paths": [locate(item) for item in items],
                 "width": pixel_sides([item.width for item in items]),
                 "height": pixel_sides([item.height for item in items]),
-                "part": [part] * len(items),
+                "part": np.full(len(items), part, np.int16),
                 "index": elements.indices,
                 "problem": exclude(ids),
             }
         )
 
 
-def read_captions(elements: Any, part: int, records: Records) -> None:
-    """Write a chunk of a captions file's ``annotations``."""
-    items: list[Caption] = elements.items
-    records.malformed(CAPTION, part, elements.malformed)
+def convert_captions(elements: Elements[Caption], sink: Sink, *, part: int) -> None:
+    """Some of a captions file's ``annotations``."""
+    items = elements.items
+    sink.malformed(CAPTION, part, elements.malformed)
     if items:
-        records.annotations(
+        sink.annotations(
             {
-                "key": [item.image_id for item in items],
-                "kind": [CAPTION] * len(items),
-                "part": [part] * len(items),
+                "key": numbers_of(items, "image_id"),
+                "kind": np.full(len(items), CAPTION, np.int8),
+                "part": np.full(len(items), part, np.int16),
                 "index": elements.indices,
-                "annotation_id": [item.id for item in items],
+                "annotation_id": numbers_of(items, "id"),
                 "text": [item.caption for item in items],
             }
         )
 
 
-def read_boxes(elements: Any, part: int, records: Records, names: dict[int, str]) -> None:
-    """Write a chunk of an instances file's ``annotations``; ``names`` is text by category id."""
-    items: list[Box] = elements.items
-    records.malformed(OBJECT, part, elements.malformed)
-    if not items:
-        return
-    boxes = np.array([item.bbox for item in items], dtype=np.float64)
-    texts = [names.get(item.category_id) for item in items]
-    records.annotations(
-        {
-            "key": [item.image_id for item in items],
-            "kind": [OBJECT] * len(items),
-            "part": [part] * len(items),
-            "index": elements.indices,
-            "annotation_id": [item.id for item in items],
-            "text": pa.array(texts, pa.string()),
-            "x": boxes[:, 0],
-            "y": boxes[:, 1],
-            "w": boxes[:, 2],
-            "h": boxes[:, 3],
-            "crowd": [item.iscrowd != 0 for item in items],
-            "problem": [None if text is not None else "unknown_category" for text in texts],
-            "detail": [
-                None if text is not None else f"category {item.category_id} is not in the file"
-                for text, item in zip(texts, items, strict=True)
-            ],
-        }
+def convert_boxes(elements: Elements[Box], sink: Sink, *, part: int) -> None:
+    """Some of an instances file's ``annotations``."""
+    items = elements.items
+    sink.malformed(OBJECT, part, elements.malformed)
+    if items:
+        sink.annotations(
+            {
+                "key": numbers_of(items, "image_id"),
+                "kind": np.full(len(items), OBJECT, np.int8),
+                "part": np.full(len(items), part, np.int16),
+                "index": elements.indices,
+                "annotation_id": numbers_of(items, "id"),
+                "label": np.fromiter(map(attrgetter("category_id"), items), np.int32, len(items)),
+                "crowd": np.fromiter(map(attrgetter("iscrowd"), items), np.bool_, len(items)),
+            }
+            | box_columns(map(attrgetter("bbox"), items), len(items))
+        )
+
+
+def numbers_of(items: list[Any], name: str) -> pa.Array:
+    """A 64-bit field of many elements; null where it is absent or null."""
+    try:
+        return numbers(map(attrgetter(name), items), len(items))
+    except TypeError:  # a null among them
+        given = [getattr(item, name) for item in items]
+        return pa.array([None if v == ABSENT else v for v in given], pa.int64())
+
+
+def box_columns(boxes: Any, count: int) -> dict[str, np.ndarray[Any, np.dtype[np.float64]]]:
+    """Columns x, y, w and h from an iterator over quadruples."""
+    flat = np.fromiter(chain.from_iterable(boxes), np.float64, 4 * count)
+    return {side: flat[place::4] for place, side in enumerate("xywh")}
+
+
+def read_images(
+    source: str, path: AnyPath, records: Records, locate: Locate, exclude: Exclude
+) -> None:
+    """Read the ``images`` of a file."""
+    part = records.part(path, "images[{index}]")
+    convert = partial(convert_images, source=source, part=part, locate=locate, exclude=exclude)
+    records.read_arrays(path, {"images": Reading(Image, convert)}, early=True)
+
+
+def read_captions(path: AnyPath, records: Records) -> None:
+    """Read the ``annotations`` of a captions file."""
+    part = records.part(path, "annotations[{index}]")
+    records.read_arrays(
+        path, {"annotations": Reading(Caption, partial(convert_captions, part=part))}
     )
 
 
-def read_instances(
-    source: str,
-    path: Path,
-    request: Request,
-    records: Records,
-    locate: Locate,
-    exclude: Exclude,
-) -> None:
-    """Read an instances file. Categories come first, wherever they stand in the file.
+def read_boxes(path: AnyPath, request: Request, records: Records) -> None:
+    """Read the ``annotations`` and ``categories`` of an instances file.
 
     Names are taken from the file, never from a built-in list: ids and spellings differ between
     releases.
     """
-    names: dict[int, str] = {}
-    for elements in request.arrays(path, {"categories": Category}):
-        names |= {c.id: category_text(c.name, request.slashed_names) for c in elements.items}
-    images = records.part(path, "images[{index}]")
-    annotations = records.part(path, "annotations[{index}]")
-    for elements in request.arrays(path, {"images": Image, "annotations": Box}):
-        if elements.key == "images":
-            read_images(source, elements, images, records, locate, exclude)
-        else:
-            read_boxes(elements, annotations, records, names)
+    part = records.part(path, "annotations[{index}]")
+    convert = partial(convert_boxes, part=part)
+    given = records.read_arrays(
+        path, {"annotations": Reading(Box, convert), "categories": Reading(Category)}
+    )
+    records.labels[part] = {
+        c.id: category_text(c.name, request.slashed_names) for c in given["categories"]
+    }

@@ -7,17 +7,36 @@ the archives unpack to (``train/patch8/…jpg``); both places are accepted.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from xvlm_data.raw.files import find_file
-from xvlm_data.records import Records
-from xvlm_data.sources.base import Request
-from xvlm_data.sources.coco_json import Image, read_instances
+from xvlm_data.reading import Records
+from xvlm_data.sources.base import Request, Source
+from xvlm_data.sources.coco_json import Image, read_boxes, read_images
 
 
-class Objects365:
+@dataclass(frozen=True)
+class _Locator:
+    split: str
+
+    def __call__(self, image: Image) -> list[str]:
+        parts = image.file_name.split("/")
+        return [
+            f"{self.split}/{'/'.join(parts[-2:])}",
+            f"{self.split}/{image.file_name}",
+            f"{self.split}/images/{'/'.join(parts[-3:])}",
+            image.file_name,
+        ]
+
+
+def _keep(ids: np.ndarray[Any, np.dtype[np.int64]]) -> list[str | None]:
+    return [None] * len(ids)
+
+
+class Objects365(Source):
     """See the module."""
 
     name = "objects365"
@@ -25,7 +44,6 @@ class Objects365:
         "annotations CC BY 4.0 (Objects365 Consortium); for academic purposes only, the images "
         "must not be redistributed"
     )
-    merge_images = False
 
     def read(self, request: Request, records: Records) -> None:
         """See `Source.read`."""
@@ -34,20 +52,9 @@ class Objects365:
         path = find_file(
             request.root, [*names, *(f"annotations/{name}" for name in names)], "annotation file"
         )
-
-        def locate(image: Image) -> list[str]:
-            tail = "/".join(image.file_name.split("/")[-2:])
-            return [
-                f"{split}/{tail}",
-                f"{split}/{image.file_name}",
-                f"{split}/images/{'/'.join(image.file_name.split('/')[-3:])}",
-                image.file_name,
-            ]
-
-        def exclude(ids: np.ndarray[Any, np.dtype[np.int64]]) -> list[str | None]:
-            return [None] * len(ids)
-
-        read_instances("objects365", path, request, records, locate, exclude)
+        read_images("objects365", path, records, _Locator(split), _keep)
+        records.images_complete()
+        read_boxes(path, request, records)
 
 
 SOURCE = Objects365()

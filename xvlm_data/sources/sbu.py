@@ -9,14 +9,15 @@ official split.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 
 from xvlm_data.errors import UserError
 from xvlm_data.raw.files import find_file, find_optional
-from xvlm_data.records import CAPTION, Records
-from xvlm_data.sources.base import Request
+from xvlm_data.reading import Records
+from xvlm_data.records import CAPTION
+from xvlm_data.sources.base import Request, Source
 from xvlm_data.sources.url_list import (
     is_url,
     last_part,
@@ -24,6 +25,7 @@ from xvlm_data.sources.url_list import (
     write_captions,
     write_images,
 )
+from xvlm_data.storage import AnyPath
 
 _URLS = "SBU_captioned_photo_dataset_urls.txt"
 _CAPTIONS = "SBU_captioned_photo_dataset_captions.txt"
@@ -38,12 +40,13 @@ def name_image(url: str) -> tuple[str, list[str]]:
     return name.rsplit(".", 1)[0] or name, [f"images/{name}", f"dataset/{name}"]
 
 
-class Sbu:
+class Sbu(Source):
     """See the module."""
 
     name = "sbu"
     licence = "list: none stated; photographs keep their owners' Flickr licences"
     merge_images = True
+    url_list = True
 
     def read(self, request: Request, records: Records) -> None:
         """See `Source.read`."""
@@ -67,7 +70,8 @@ class Sbu:
             urls_place = captions_place = "line {line}"
             urls = _text_column(urls_file, request)
             captions = _text_column(captions_file, request)
-        keys = _read_urls(urls, records.part(urls_file, urls_place), records)
+        keys = _read_urls(urls, records.part(urls_file, urls_place), records, request.urls)
+        records.images_complete()
         count = _read_captions(
             captions, keys, records.part(captions_file, captions_place), records, captions_file
         )
@@ -80,7 +84,7 @@ class Sbu:
 
 
 def _read_urls(
-    column: Column, part: int, records: Records
+    column: Column, part: int, records: Records, as_urls: bool
 ) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
     """Image records; returns the key of each row (8 bytes each), -1 where the URL is unusable."""
     chunks = []
@@ -96,7 +100,7 @@ def _read_urls(
         first = min([*indices, *(index for index, _, _ in malformed)], default=0)
         places = [index for _, index in good]
         chunk[np.array(places, dtype=np.int64) - first] = write_images(
-            "sbu", [url for url, _ in good], places, part, records, name_image
+            "sbu", [url for url, _ in good], places, part, records, name_image, as_urls=as_urls
         )
         chunks.append(chunk)
     return np.concatenate(chunks) if chunks else np.zeros(0, np.int64)
@@ -107,7 +111,7 @@ def _read_captions(
     keys: np.ndarray[tuple[int], np.dtype[np.int64]],
     part: int,
     records: Records,
-    file: Path,
+    file: AnyPath,
 ) -> int:
     count = 0
     for values, indices, malformed in column:
@@ -118,17 +122,17 @@ def _read_captions(
                 "download the list again",
             )
         records.malformed(CAPTION, part, malformed)
-        row_keys = [int(key) if key >= 0 else None for key in keys[indices]] if indices else []
-        write_captions(values, row_keys, indices, part, records)
+        row_keys = keys[np.array(indices, np.int64)]
+        write_captions(values, pa.array(row_keys, mask=row_keys < 0), indices, part, records)
     return count
 
 
-def _json_column(path: Path, key: str, request: Request) -> Column:
+def _json_column(path: AnyPath, key: str, request: Request) -> Column:
     for elements in request.arrays(path, {key: str}):
-        yield elements.items, elements.indices, elements.malformed
+        yield elements.items, elements.indices.tolist(), elements.malformed
 
 
-def _text_column(path: Path, request: Request) -> Column:
+def _text_column(path: AnyPath, request: Request) -> Column:
     for first, lines in request.lines(path):
         values: list[str] = []
         indices: list[int] = []

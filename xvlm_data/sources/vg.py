@@ -8,19 +8,25 @@ COCO, RefCOCO or Flickr30K hold out are left out by ``coco_id`` and ``flickr_id`
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from pathlib import Path
+from collections.abc import Callable, Sequence
+from functools import partial
+from itertools import chain
+from operator import attrgetter
 from typing import Any
 
 import msgspec
 import numpy as np
+import pyarrow as pa
 
 from xvlm_data.errors import UserError
 from xvlm_data.leaks import evaluation_ids, usual_evaluation_files
 from xvlm_data.raw.files import find_file, find_optional
-from xvlm_data.raw.json_arrays import Int64
-from xvlm_data.records import OBJECT, REGION, Records, pixel_sides
-from xvlm_data.sources.base import Request
+from xvlm_data.raw.json_arrays import Elements, Int64, decode_one
+from xvlm_data.reading import Reading, Records
+from xvlm_data.records import ABSENT, OBJECT, REGION, Sink, numbers, pixel_sides
+from xvlm_data.sources.base import Request, Source
+from xvlm_data.sources.coco_json import box_columns, numbers_of
+from xvlm_data.storage import AnyPath
 
 
 class _Image(msgspec.Struct, gc=False):
@@ -39,8 +45,8 @@ class _Region(msgspec.Struct, gc=False):
     width: float
     height: float
     phrase: str
-    region_id: Int64 | None = None
-    id: Int64 | None = None
+    region_id: Int64 | None = ABSENT
+    id: Int64 | None = ABSENT
 
 
 class _Object(msgspec.Struct, gc=False):
@@ -53,22 +59,22 @@ class _Object(msgspec.Struct, gc=False):
     names: list[str] = []
     object_names: list[str] = []
     attributes: list[str] | None = None
-    object_id: Int64 | None = None
-    id: Int64 | None = None
+    object_id: Int64 | None = ABSENT
+    id: Int64 | None = ABSENT
     merged_object_ids: list[Int64] = []
 
-    @property
-    def number(self) -> int | None:
-        return self.object_id if self.object_id is not None else self.id
 
-    @property
-    def name(self) -> str:
-        return next(iter(self.names or self.object_names), "")
+class _Described(msgspec.Struct, gc=False):
+    """What an element of ``attributes`` adds to an object that ``objects`` has."""
+
+    attributes: list[str] | None = None
+    object_id: Int64 | None = ABSENT
+    id: Int64 | None = ABSENT
 
 
 class _Owner(msgspec.Struct, gc=False):
-    image_id: Int64 | None = None
-    id: Int64 | None = None
+    image_id: Int64 | None = ABSENT
+    id: Int64 | None = ABSENT
 
 
 class _Regions(_Owner, gc=False):
@@ -83,13 +89,17 @@ class _Attributes(_Owner, gc=False):
     attributes: list[_Object] = []
 
 
-class _Raw(_Owner, gc=False):
-    regions: list[msgspec.Raw] = []
-    objects: list[msgspec.Raw] = []
-    attributes: list[msgspec.Raw] = []
+class _Descriptions(_Owner, gc=False):
+    attributes: list[_Described] = []
 
 
-class VisualGenome:
+class _Loose(_Owner, gc=False):
+    regions: list[Any] = []
+    objects: list[Any] = []
+    attributes: list[Any] = []
+
+
+class VisualGenome(Source):
     """See the module."""
 
     name = "vg"
@@ -97,7 +107,6 @@ class VisualGenome:
         "annotations CC BY 4.0 (Visual Genome); images from YFCC100M and COCO under their own "
         "Flickr licences"
     )
-    merge_images = False
 
     def read(self, request: Request, records: Records) -> None:
         """See `Source.read`."""
@@ -116,28 +125,33 @@ class VisualGenome:
                 f"vg has no official split: all its images are labelled {request.split!r}"
             )
         _read_images(image_data, request, records)
+        records.images_complete()
         if regions:
-            _read_regions(regions, request, records)
+            _read_owned(regions, "regions", _Regions, _Region, REGION, _add_regions, records)
         else:
             request.notes.append("no region_descriptions.json: the manifest has no regions")
         if objects:
-            _read_objects(objects, "objects", request, records)
+            _read_owned(objects, "objects", _Objects, _Object, OBJECT, _add_objects, records)
             if attributes:
-                _read_attributes(attributes, request, records)
+                _read_owned(
+                    attributes, "attributes", _Descriptions, _Described, OBJECT, _describe, records
+                )
             else:
                 request.notes.append("no attributes.json: objects have no attributes")
         elif attributes:
             request.notes.append("no objects.json: objects are taken from attributes.json")
-            _read_objects(attributes, "attributes", request, records)
+            _read_owned(
+                attributes, "attributes", _Attributes, _Object, OBJECT, _add_objects, records
+            )
         else:
             request.notes.append("no objects.json: the manifest has no objects")
 
 
-def _read_images(path: Path, request: Request, records: Records) -> None:
-    files: Sequence[Path] = ()
+def _read_images(path: AnyPath, request: Request, records: Records) -> None:
+    files: Sequence[AnyPath] = ()
     if not request.keep_leaks:
         given = request.evaluation_files
-        files = usual_evaluation_files(request.root.resolve()) if given is None else given
+        files = usual_evaluation_files(request.root) if given is None else given
         if not files:
             request.notes.append(
                 "no evaluation files found: images of COCO val/test, RefCOCO and Flickr30K test "
@@ -145,32 +159,48 @@ def _read_images(path: Path, request: Request, records: Records) -> None:
                 "give files with --exclude)"
             )
     held_out = evaluation_ids(files)
-    part = records.part(path, "[{index}]")
-    for elements in request.arrays(path, {"": _Image}):
-        items: list[_Image] = elements.items
-        records.malformed_images(part, elements.malformed)
-        ids = [item.image_id if item.image_id is not None else item.id for item in items]
-        leaked = np.isin([item.coco_id or -1 for item in items], held_out.coco_ids) | np.isin(
-            [item.flickr_id or -1 for item in items], held_out.flickr_ids
-        )
-        problems = [
-            "malformed" if number is None else "leak" if leak else None
-            for number, leak in zip(ids, leaked, strict=True)
-        ]
-        if items:
-            records.images(
-                {
-                    "key": ids,
-                    "id": [None if number is None else f"vg/{number}" for number in ids],
-                    "paths": [_paths(item.url) for item in items],
-                    "width": pixel_sides([item.width for item in items]),
-                    "height": pixel_sides([item.height for item in items]),
-                    "part": [part] * len(items),
-                    "index": elements.indices,
-                    "problem": problems,
-                    "detail": [_detail(item, p) for item, p in zip(items, problems, strict=True)],
-                }
-            )
+    convert = partial(
+        _add_images,
+        part=records.part(path, "[{index}]"),
+        coco_ids=held_out.coco_ids,
+        flickr_ids=held_out.flickr_ids,
+    )
+    records.read_arrays(path, {"": Reading(_Image, convert)})
+
+
+def _add_images(
+    elements: Elements[_Image],
+    sink: Sink,
+    *,
+    part: int,
+    coco_ids: np.ndarray[Any, Any],
+    flickr_ids: np.ndarray[Any, Any],
+) -> None:
+    items = elements.items
+    sink.malformed_images(part, elements.malformed)
+    if not items:
+        return
+    ids = [item.image_id if item.image_id is not None else item.id for item in items]
+    leaked = np.isin([item.coco_id or -1 for item in items], coco_ids) | np.isin(
+        [item.flickr_id or -1 for item in items], flickr_ids
+    )
+    problems = [
+        "malformed" if number is None else "leak" if leak else None
+        for number, leak in zip(ids, leaked, strict=True)
+    ]
+    sink.images(
+        {
+            "key": ids,
+            "id": [None if number is None else f"vg/{number}" for number in ids],
+            "paths": [_paths(item.url) for item in items],
+            "width": pixel_sides([item.width for item in items]),
+            "height": pixel_sides([item.height for item in items]),
+            "part": [part] * len(items),
+            "index": elements.indices,
+            "problem": problems,
+            "detail": [_detail(item, p) for item, p in zip(items, problems, strict=True)],
+        }
+    )
 
 
 def _detail(image: _Image, problem: str | None) -> str | None:
@@ -187,136 +217,166 @@ def _paths(url: str) -> list[str]:
     return [f"{above}{f}/{name}" for above in ("", "images/") for f in folders]
 
 
-def _read_regions(path: Path, request: Request, records: Records) -> None:
-    part = records.part(path, "[{index}].regions[{sub}]")
-    for elements in request.arrays(path, {"": _Regions}):
-        items = zip(elements.items, elements.indices, strict=True)
-        rows = [
-            (owner.image_id if owner.image_id is not None else owner.id, index, sub, region)
-            for owner, index in items
-            for sub, region in enumerate(owner.regions)
-        ]
-        rows += _salvage(elements.malformed, "regions", _Region, REGION, part, records)
-        if rows:
-            regions = [region for *_, region in rows]
-            records.annotations(
-                _places(rows, REGION, part)
-                | {
-                    "annotation_id": [
-                        r.region_id if r.region_id is not None else r.id for r in regions
-                    ],
-                    "text": [r.phrase for r in regions],
-                    "x": [r.x for r in regions],
-                    "y": [r.y for r in regions],
-                    "w": [r.width for r in regions],
-                    "h": [r.height for r in regions],
-                }
-            )
+#: Adds the items that lie in some owners: (items, columns key, kind, part, index and sub, sink).
+_Add = Callable[[list[Any], dict[str, Any], Sink], None]
 
 
-def _read_objects(path: Path, key: str, request: Request, records: Records) -> None:
-    """Objects from ``objects.json``, or from ``attributes.json``, which holds as much."""
+def _read_owned(
+    path: AnyPath, key: str, owner: Any, item: Any, kind: int, add: _Add, records: Records
+) -> None:
+    """Read a file whose elements are images that own a list of items under ``key``."""
     part = records.part(path, f"[{{index}}].{key}[{{sub}}]")
-    for rows in _object_rows(path, key, OBJECT, part, request, records):
-        objects = [item for *_, item in rows]
-        records.annotations(
-            _places(rows, OBJECT, part)
-            | {
-                "annotation_id": [o.number for o in objects],
-                "text": [o.name for o in objects],
-                "attributes": [o.attributes for o in objects],
-                "x": [o.x for o in objects],
-                "y": [o.y for o in objects],
-                "w": [o.w for o in objects],
-                "h": [o.h for o in objects],
+    convert = partial(_add_owned, key=key, item=item, kind=kind, part=part, add=add)
+    records.read_arrays(path, {"": Reading(owner, convert)})
+
+
+def _add_owned(
+    elements: Elements[Any], sink: Sink, *, key: str, item: Any, kind: int, part: int, add: _Add
+) -> None:
+    images = [_either(owner.image_id, owner.id) for owner in elements.items]
+    lists = [getattr(owner, key) for owner in elements.items]
+    indices = elements.indices
+    subs: list[list[int]] | None = None
+    if elements.malformed:
+        salvaged = _salvage(elements.malformed, key, item, kind, part, sink)
+        # In the order of the file, as if nothing had been wrong.
+        order = np.argsort(np.concatenate([indices, [s[0] for s in salvaged]]), kind="stable")
+        subs = [[*range(len(items))] for items in lists] + [s[2] for s in salvaged]
+        images += [s[1] for s in salvaged]
+        lists += [s[3] for s in salvaged]
+        indices = np.concatenate([indices, np.array([s[0] for s in salvaged], np.int64)])[order]
+        places = order.tolist()
+        images = [images[place] for place in places]
+        lists = [lists[place] for place in places]
+        subs = [subs[place] for place in places]
+    items = list(chain.from_iterable(lists))
+    if not items:
+        return
+    lengths = np.fromiter(map(len, lists), np.int64, len(lists))
+    if subs is None:
+        starts = np.cumsum(lengths) - lengths
+        sub = np.arange(len(items)) - np.repeat(starts, lengths)
+    else:
+        sub = np.fromiter(chain.from_iterable(subs), np.int64, len(items))
+    owners = np.repeat(np.array(images, np.int64), lengths)
+    place = {
+        "key": pa.array(owners, mask=owners == ABSENT),
+        "part": np.full(len(items), part, np.int16),
+        "index": np.repeat(indices, lengths),
+        "sub": sub,
+    }
+    add(items, place, sink)
+
+
+def _either(first: int | None, second: int | None) -> int:
+    """The number that is there, of two names for it; ABSENT where neither is."""
+    if first is not None and first != ABSENT:
+        return first
+    return ABSENT if second is None else second
+
+
+def _ids(items: list[Any], name: str) -> pa.Array:
+    """The ids of items, which older releases call plain ``id``."""
+    found = numbers_of(items, name)
+    if found.null_count:
+        return numbers((_either(getattr(item, name), item.id) for item in items), len(items))
+    return found
+
+
+def _add_regions(items: list[_Region], place: dict[str, Any], sink: Sink) -> None:
+    sink.annotations(
+        place
+        | {
+            "kind": np.full(len(items), REGION, np.int8),
+            "annotation_id": _ids(items, "region_id"),
+            "text": [item.phrase for item in items],
+        }
+        | box_columns(map(attrgetter("x", "y", "width", "height"), items), len(items))
+    )
+
+
+def _add_objects(items: list[_Object], place: dict[str, Any], sink: Sink) -> None:
+    """Objects from ``objects.json``, or from ``attributes.json``, which holds as much."""
+    ids = _ids(items, "object_id")
+    sink.annotations(
+        place
+        | {
+            "kind": np.full(len(items), OBJECT, np.int8),
+            "annotation_id": ids,
+            "text": [next(iter(item.names or item.object_names), "") for item in items],
+            "attributes": [item.attributes for item in items],
+        }
+        | box_columns(map(attrgetter("x", "y", "w", "h"), items), len(items))
+    )
+    merged = [place for place, item in enumerate(items) if item.merged_object_ids]
+    if merged:
+        counts = [len(items[i].merged_object_ids) for i in merged]
+        rows = pa.array(np.repeat(merged, counts))
+        sink.aliases(
+            {
+                "key": place["key"].take(rows),
+                "annotation_id": ids.take(rows),
+                "alias": list(chain.from_iterable(items[i].merged_object_ids for i in merged)),
             }
         )
-        merged = [
-            (row[0], row[3].number, alias) for row in rows for alias in row[3].merged_object_ids
-        ]
-        if merged:
-            records.aliases(
-                {
-                    "key": [key for key, _, _ in merged],
-                    "annotation_id": [number for _, number, _ in merged],
-                    "alias": [alias for _, _, alias in merged],
-                }
-            )
 
 
-def _read_attributes(path: Path, request: Request, records: Records) -> None:
+def _describe(items: list[_Described], place: dict[str, Any], sink: Sink) -> None:
     """Attributes of objects read before; joined by object id within the image."""
-    part = records.part(path, "[{index}].attributes[{sub}]")
-    for rows in _object_rows(path, "attributes", OBJECT, part, request, records):
-        some = [row for row in rows if row[3].attributes]
-        if some:
-            records.attributes(
-                {
-                    "key": [row[0] for row in some],
-                    "part": [part] * len(some),
-                    "index": [row[1] for row in some],
-                    "sub": [row[2] for row in some],
-                    "annotation_id": [row[3].number for row in some],
-                    "attributes": [row[3].attributes for row in some],
-                }
-            )
-
-
-Row = tuple[int | None, int, int, Any]
-
-
-def _object_rows(
-    path: Path, key: str, kind: int, part: int, request: Request, records: Records
-) -> Iterable[list[Row]]:
-    element = _Objects if key == "objects" else _Attributes
-    for elements in request.arrays(path, {"": element}):
-        rows: list[Row] = [
-            (owner.image_id if owner.image_id is not None else owner.id, index, sub, item)
-            for owner, index in zip(elements.items, elements.indices, strict=True)
-            for sub, item in enumerate(getattr(owner, key))
-        ]
-        rows += _salvage(elements.malformed, key, _Object, kind, part, records)
-        if rows:
-            yield rows
-
-
-def _places(rows: Sequence[Row], kind: int, part: int) -> dict[str, list[Any]]:
-    return {
-        "key": [row[0] for row in rows],
-        "kind": [kind] * len(rows),
-        "part": [part] * len(rows),
-        "index": [row[1] for row in rows],
-        "sub": [row[2] for row in rows],
-    }
+    rows = pa.array([i for i, item in enumerate(items) if item.attributes], pa.int64())
+    if len(rows):
+        sink.attributes(
+            {name: pa.array(values).take(rows) for name, values in place.items()}
+            | {
+                "annotation_id": _ids(items, "object_id").take(rows),
+                "attributes": [item.attributes for item in items if item.attributes],
+            }
+        )
 
 
 def _salvage(
     malformed: Sequence[tuple[int, str, bytes]],
     key: str,
-    kind: Any,
-    label: int,
+    item: Any,
+    kind: int,
     part: int,
-    records: Records,
-) -> list[Row]:
-    """The good items of images of which one item is malformed; the bad ones are recorded."""
-    rows: list[Row] = []
+    sink: Sink,
+) -> list[tuple[int, int, list[int], list[Any]]]:
+    """The good items of images of which one is malformed; the bad ones are recorded.
+
+    Returns:
+        For each image that could be read: its place, its key, places of its good items, the items.
+    """
+    rows = []
     for index, why, text in malformed:
         try:
-            owner = msgspec.json.decode(text, type=_Raw)
+            owner = decode_one(text, _Loose)
         except (ValueError, RecursionError):
-            records.malformed(label, part, [(index, why, text)])
+            sink.malformed(kind, part, [(index, why, text)])
             continue
-        image = owner.image_id if owner.image_id is not None else owner.id
+        good: list[Any] = []
+        subs: list[int] = []
         bad: list[tuple[int, str]] = []
-        for sub, item in enumerate(getattr(owner, key)):
+        for sub, value in enumerate(getattr(owner, key)):
             try:
-                rows.append((image, index, sub, msgspec.json.decode(item, type=kind)))
-            except (ValueError, RecursionError) as error:
+                good.append(msgspec.convert(value, item))
+                subs.append(sub)
+            except ValueError as error:
                 bad.append((sub, str(error)))
+        image = _either(owner.image_id, owner.id)
         if bad:
-            columns = _places([(image, index, sub, None) for sub, _ in bad], label, part)
-            details = {"problem": ["malformed"] * len(bad), "detail": [why for _, why in bad]}
-            records.annotations(columns | details)
+            sink.annotations(
+                {
+                    "key": pa.array([None if image == ABSENT else image] * len(bad), pa.int64()),
+                    "kind": [kind] * len(bad),
+                    "part": [part] * len(bad),
+                    "index": [index] * len(bad),
+                    "sub": [sub for sub, _ in bad],
+                    "problem": ["malformed"] * len(bad),
+                    "detail": [why for _, why in bad],
+                }
+            )
+        rows.append((index, image, subs, good))
     return rows
 
 

@@ -1,0 +1,138 @@
+"""Which images evaluation files name, in all their forms."""
+
+from __future__ import annotations
+
+import json
+import pickle
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.data.raw_releases import write_json
+from tests.shared import shared_path
+from xvlm_data.errors import UserError
+from xvlm_data.leaks import evaluation_ids, usual_evaluation_files
+
+
+def test_evaluation_lists_of_every_kind() -> None:
+    karpathy = shared_path("fixtures/coco_karpathy")
+    records: list[dict[str, Any]] = json.loads((karpathy / "dataset_coco.json").read_text())[
+        "images"
+    ]
+    held_out = {r["cocoid"] for r in records if r["split"] in ("val", "test")}
+    assert set(evaluation_ids([karpathy / "dataset_coco.json"]).coco_ids) == held_out
+    listed = evaluation_ids([karpathy / "splits/karpathy_test_images.txt"])
+    assert len(listed.coco_ids) == 5000
+    val = shared_path("fixtures/coco/annotations/captions_val2017.json")
+    assert len(evaluation_ids([val]).coco_ids) == 24
+    flickr = shared_path("fixtures/flickr30k/entities_splits/test.txt")
+    assert len(evaluation_ids([flickr]).flickr_ids) == 1000
+    refs = shared_path("fixtures/refcoco/refcoco/refs(unc).p")
+    view = json.loads((refs.parent / "refs_unc.json_view.json").read_text())
+    view = view if isinstance(view, list) else [view]
+    expected = {r["image_id"] for r in view if r["split"] in ("val", "testA", "testB", "test")}
+    assert set(evaluation_ids([refs]).coco_ids) == expected
+
+
+def test_a_pickle_that_would_run_code_is_refused(tmp_path: Path) -> None:
+    class Evil:
+        def __reduce__(self) -> tuple[Any, ...]:
+            return (Path.touch, (tmp_path / "ran",))
+
+    refs = tmp_path / "refs(unc).p"
+    refs.write_bytes(pickle.dumps([{"image_id": 1, "split": "val", "x": Evil()}], protocol=2))
+    with pytest.raises(UserError, match="not a RefCOCO list"):
+        evaluation_ids([refs])
+    assert not (tmp_path / "ran").exists()
+    refs.write_bytes(pickle.dumps([{"image_id": 7, "split": "testA"}], protocol=2))
+    assert evaluation_ids([refs]).coco_ids.tolist() == [7]
+
+
+def write(path: Path, data: bytes) -> Path:
+    path.write_bytes(data)
+    return path
+
+
+def test_every_division_of_refcoco_and_googles_release(tmp_path: Path) -> None:
+    for name, parts in {
+        "refs(unc).p": {1: "train", 2: "val", 3: "testA", 4: "testB"},
+        "refs(google).p": {1: "train", 5: "val", 6: "test"},
+        "refs(umd).p": {7: "val", 8: "test"},
+    }.items():
+        refs = [{"image_id": n, "split": split, "ref_id": n} for n, split in parts.items()]
+        (tmp_path / name).write_bytes(pickle.dumps(refs, protocol=2))
+        held_out = [n for n, split in parts.items() if split != "train"]
+        assert evaluation_ids([tmp_path / name]).coco_ids.tolist() == held_out
+    google = shared_path("fixtures/refcocog_google") / (
+        "google_refexp_val_201511_coco_aligned_catg.json"
+    )
+    (file,) = evaluation_ids([google]).files
+    assert (file.coco_ids.tolist(), file.flickr_ids.tolist()) == ([546154], [3208122782])
+
+
+def test_a_pickle_of_python_2_with_latin_1_text(tmp_path: Path) -> None:
+    """Protocol 0, byte strings, one beyond ASCII: as Python 2 writes."""
+    data = b"(lp0\n(dp1\nS'image_id'\nI42\nsS'split'\nS'testA'\nsS'raw'\nS'caf\\xe9'\nsa."
+    assert evaluation_ids([write(tmp_path / "refs(unc).p", data)]).coco_ids.tolist() == [42]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("captions_train2017.json", {"images": []}, "training part"),
+        ("v2_OpenEnded_mscoco_train2014_questions.json", {"questions": []}, "training part"),
+        (
+            "nocaps_val.json",
+            {"images": [{"id": 0, "file_name": "0013ea2087020901.jpg"}]},
+            "no COCO",
+        ),
+        ("other_val.json", {"images": [{"id": 9, "file_name": "000000000007.jpg"}]}, "no COCO"),
+        (
+            "instances.json",
+            {"images": [{"id": 7, "file_name": "COCO_train2014_000000000007.jpg"}]},
+            "refs",
+        ),
+        ("dataset_coco.json", {"images": [{"split": "val", "cocoid": "x"}]}, "element 0"),
+        ("dataset_x.json", {"images": [{"split": "val", "filename": "x.jpg"}]}, "neither"),
+        ("google_refexp_val_x.json", {"images": [1]}, "not Google"),
+        ("some.csv", {}, "no known kind"),
+    ],
+)
+def test_files_that_would_prove_nothing_are_refused(
+    tmp_path: Path, name: str, content: Any, message: str
+) -> None:
+    with pytest.raises(UserError, match=message):
+        evaluation_ids([write_json(tmp_path / name, content)])
+
+
+def test_lists_of_names(tmp_path: Path) -> None:
+    coco = b"# COCO\nval2014/COCO_val2014_000000253964.jpg 253964\n000000000139.jpg\n\n"
+    ids = evaluation_ids([write(tmp_path / "a.txt", coco + b"36979\n77.jpg\r\n")])
+    assert ids.coco_ids.tolist() == [139, 253964]
+    assert ids.flickr_ids.tolist() == [77, 36979]
+    with pytest.raises(UserError, match="line 2: 'cat' is no image name"):
+        evaluation_ids([write(tmp_path / "b.txt", b"77\ncat\n")])
+
+
+def test_vqa_is_read_when_asked_for_and_not_by_itself(tmp_path: Path) -> None:
+    name = "v2_OpenEnded_mscoco_val2014_questions.json"
+    questions = {"questions": [{"image_id": 262148, "question_id": 262148000}]}
+    path = write_json(tmp_path / "vqa" / name, questions)
+    assert evaluation_ids([path]).coco_ids.tolist() == [262148]
+    refs = tmp_path / "refcoco+/refs(unc).p"
+    refs.parent.mkdir()
+    refs.write_bytes(pickle.dumps([], protocol=2))
+    google = write_json(tmp_path / "refcocog/google_refexp_val_201511.json", {})
+    assert set(usual_evaluation_files(tmp_path / "vg")) == {refs.resolve(), google.resolve()}
+
+
+def test_each_file_is_counted() -> None:
+    files = [
+        shared_path("fixtures/coco_karpathy/dataset_coco.json"),
+        shared_path("fixtures/flickr30k/entities_splits/val.txt"),
+        shared_path("fixtures/coco/annotations/instances_val2017.json"),
+    ]
+    ids = evaluation_ids(files)
+    assert ids.per_file == dict(zip(map(str, files), [5, 1000, 24], strict=True))
+    assert len(ids.coco_ids) == len(set(ids.files[0].coco_ids) | set(ids.files[2].coco_ids))

@@ -1,0 +1,219 @@
+"""Where tasks run: in this process, in processes of this machine, or on a Ray cluster.
+
+An engine maps a function over tasks and gives the results in the order of the tasks. Results are
+the same wherever they run: a task depends on its arguments and on files alone. A worker that dies
+is replaced and its task tried again.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import AbstractContextManager, suppress
+from itertools import chain, islice
+from typing import Any, Protocol, TypeVar
+
+from xvlm_data.errors import UserError
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+ENGINES = ("local", "ray")
+#: How often a task whose worker died is tried in all.
+TRIES = 3
+
+
+class Engine(AbstractContextManager["Engine"], Protocol):
+    """See the module.
+
+    Attributes:
+        workers: tasks that run at the same time.
+    """
+
+    workers: int
+
+    def map(self, function: Callable[[T], R], tasks: Iterable[T]) -> Iterator[R]:
+        """Results in order. Tasks are taken from the iterable a few ahead of the results.
+
+        Raises:
+            UserError: raised by a task, or a task's worker died again and again.
+        """
+        ...
+
+
+class Inline:
+    """One task after the other, in this process."""
+
+    workers = 1
+
+    def __enter__(self) -> Inline:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        return None
+
+    def map(self, function: Callable[[T], R], tasks: Iterable[T]) -> Iterator[R]:
+        """See :class:`Engine`."""
+        return map(function, tasks)
+
+
+class Processes:
+    """Processes of this machine, started when the first task comes."""
+
+    def __init__(self, workers: int) -> None:
+        self.workers = workers
+        self._pool: ProcessPoolExecutor | None = None
+
+    def __enter__(self) -> Processes:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._pool is not None:
+            self._pool.shutdown(cancel_futures=True)
+
+    def map(self, function: Callable[[T], R], tasks: Iterable[T]) -> Iterator[R]:
+        """See :class:`Engine`."""
+        source = iter(tasks)
+        head = list(islice(source, 2))
+        if len(head) < 2:  # not worth a process
+            yield from map(function, head)
+            return
+        source = chain(head, source)
+        waiting: deque[tuple[T, Future[R]]] = deque()
+        deaths = 0
+        try:
+            while True:
+                for task in islice(source, self.workers + 1 - len(waiting)):
+                    waiting.append((task, self._submit(function, task)))
+                if not waiting:
+                    return
+                try:
+                    result = waiting[0][1].result()
+                except BrokenProcessPool as error:
+                    # Nobody knows which task it was, so all that were under way are tried again.
+                    deaths += 1
+                    if deaths >= TRIES:
+                        raise UserError(
+                            "a worker process was killed, perhaps for its memory",
+                            "run the same command again, with fewer --workers; it goes on",
+                        ) from error
+                    self._pool = None
+                    waiting = deque((task, self._submit(function, task)) for task, _ in waiting)
+                    continue
+                deaths = 0
+                waiting.popleft()
+                yield result
+        finally:
+            for _, future in waiting:
+                future.cancel()
+
+    def _submit(self, function: Callable[[T], R], task: T) -> Future[R]:
+        if self._pool is None:
+            import multiprocessing
+
+            # Not "fork": this process has threads. The server forks, so that workers share the
+            # memory of what they import.
+            context = multiprocessing.get_context("forkserver")
+            context.set_forkserver_preload(["xvlm_data.tasks"])
+            self._pool = ProcessPoolExecutor(self.workers, context, initializer=_start_worker)
+        return self._pool.submit(function, task)
+
+
+def _start_worker() -> None:
+    """Workers leave the cyclic collector off, and interrupts to their parent."""
+    import gc
+    import signal
+
+    gc.disable()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    _die_with_parent()
+
+
+def _die_with_parent() -> None:
+    """A killed parent must not leave workers behind that go on writing."""
+    import multiprocessing
+    import threading
+    from multiprocessing.connection import wait
+
+    parent = multiprocessing.parent_process()
+    if parent is None:
+        return
+
+    def watch() -> None:
+        wait([parent.sentinel])
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+class Ray:
+    """A Ray cluster, the one at ``address`` or a new one on this machine (``pip install ray``)."""
+
+    def __init__(self, workers: int | None, address: str | None = None) -> None:
+        try:
+            import ray
+        except ImportError:
+            raise UserError(
+                "--engine ray needs the package ray", "pip install 'xvlm[ray]'"
+            ) from None
+        self._ray = ray
+        self._address = address
+        self.workers = workers or 0
+
+    def __enter__(self) -> Ray:
+        ray = self._ray
+        if not ray.is_initialized():
+            local = {} if self._address else {"num_cpus": self.workers or None}
+            try:
+                ray.init(
+                    address=self._address or "local",
+                    log_to_driver=False,
+                    logging_level="ERROR",
+                    configure_logging=False,
+                    **local,
+                )
+            except (ConnectionError, ValueError, RuntimeError) as error:
+                raise UserError(f"no Ray cluster at {self._address}: {error}") from error
+        self.workers = self.workers or int(ray.cluster_resources().get("CPU", 1))
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        with suppress(Exception):
+            self._ray.shutdown()
+
+    def map(self, function: Callable[[T], R], tasks: Iterable[T]) -> Iterator[R]:
+        """See :class:`Engine`."""
+        ray = self._ray
+        remote = ray.remote(max_retries=TRIES - 1)(function)
+        waiting: deque[Any] = deque()
+        source = iter(tasks)
+        while True:
+            waiting.extend(map(remote.remote, islice(source, self.workers + 1 - len(waiting))))
+            if not waiting:
+                return
+            try:
+                result: R = ray.get(waiting.popleft())
+            except ray.exceptions.RayTaskError as error:
+                raise error.cause from None
+            except ray.exceptions.RayError as error:
+                raise UserError(
+                    f"a Ray worker died again and again ({type(error).__name__})",
+                    "run the same command again; it goes on where it was",
+                ) from error
+            yield result
+
+
+def open_engine(name: str, workers: int, address: str | None = None) -> Engine:
+    """The engine of that name.
+
+    Raises:
+        UserError: there is none, or its package is not installed.
+    """
+    if name == "ray":
+        return Ray(workers, address)
+    if name != "local":
+        raise UserError(f"unknown engine {name!r}", f"choose from {', '.join(ENGINES)}")
+    return Inline() if workers <= 1 else Processes(workers)

@@ -1,0 +1,128 @@
+"""From the keys that annotations name images by to the place of each image in the manifest.
+
+The *ordinal* of an image is its place among the images of the release, in raw order; a shard is a
+range of ordinals. The index is two sorted arrays on disk, 16 bytes an image, which workers map into
+memory: never a dictionary of the data set.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from xvlm_data.storage import AnyPath, is_local, write_bytes
+
+Int64s = npt.NDArray[np.int64]
+
+#: What becomes of an image record that is not the first of its image.
+SAME, DUPLICATE = -1, -2
+
+_ARRAYS = ("keys", "ordinals", "records")
+
+
+@dataclass(frozen=True)
+class ImageIndex:
+    """The index of a build's images.
+
+    Attributes:
+        keys: ``[K]`` sorted distinct keys.
+        ordinals: ``[K]`` the ordinal of each.
+        records: ``[R]`` for each image record in raw order: its ordinal; SAME where another file
+            has said the same image before; DUPLICATE where the same file has.
+    """
+
+    keys: Int64s
+    ordinals: Int64s
+    records: Int64s
+
+    @property
+    def images(self) -> int:
+        """How many images there are, those without a key included."""
+        return int(self.records.max(initial=-1)) + 1
+
+    def find(self, keys: Int64s, known: npt.NDArray[np.bool_], missing: int) -> Int64s:
+        """The ordinals of keys.
+
+        Args:
+            keys: ``[N]`` keys.
+            known: ``[N]`` False where there is no key at all.
+            missing: what to give where there is no such image.
+        """
+        if not len(self.keys):
+            return np.full(len(keys), missing, np.int64)
+        places = np.searchsorted(self.keys, keys)
+        places[places == len(self.keys)] = 0
+        found = (self.keys[places] == keys) & known
+        return np.where(found, self.ordinals[places], missing)
+
+    def save(self, folder: AnyPath) -> AnyPath:
+        """Write the arrays below a folder; returns where, named by their content."""
+        digest = hashlib.blake2b(digest_size=8)
+        for name in _ARRAYS:
+            digest.update(np.ascontiguousarray(getattr(self, name)).data)
+        place = folder / f"index-{digest.hexdigest()}"
+        place.mkdir(parents=True, exist_ok=True)
+        for name in _ARRAYS:
+            data = io.BytesIO()
+            np.save(data, getattr(self, name), allow_pickle=False)
+            write_bytes(place / f"{name}.npy", data.getvalue())
+        return place
+
+    @staticmethod
+    def load(folder: AnyPath) -> ImageIndex:
+        """Open a saved index, by where it was saved; mapped into memory if that is local."""
+        return _load(folder)
+
+
+@lru_cache(maxsize=1)
+def _load(folder: AnyPath) -> ImageIndex:
+    def array(name: str) -> Any:
+        path = folder / f"{name}.npy"
+        if is_local(path):
+            return np.load(path, mmap_mode="r", allow_pickle=False)
+        return np.load(io.BytesIO(path.read_bytes()), allow_pickle=False)
+
+    return ImageIndex(array("keys"), array("ordinals"), array("records"))
+
+
+def make_index(
+    keys: Sequence[Int64s],
+    known: Sequence[npt.NDArray[np.bool_]],
+    parts: Sequence[npt.NDArray[np.int16]],
+    *,
+    merge_images: bool,
+) -> ImageIndex:
+    """Number the images.
+
+    Args:
+        keys: the key of each image record, in raw order, in pieces.
+        known: False where a record has no key; such a record is an image of its own.
+        parts: the raw file (or array in one) of each record.
+        merge_images: several records of one key are one image (URL lists); otherwise a second
+            record within the same part is a DUPLICATE.
+    """
+    all_keys = np.concatenate([np.zeros(0, np.int64), *keys])
+    has_key = np.concatenate([np.zeros(0, bool), *known])
+    part = np.concatenate([np.zeros(0, np.int16), *parts])
+    keyed = np.flatnonzero(has_key)
+    order = keyed[np.argsort(all_keys[keyed], kind="stable")]
+    ordered = all_keys[order]
+    first = np.ones(len(order), bool)
+    first[1:] = ordered[1:] != ordered[:-1]
+    records = np.zeros(len(all_keys), np.int64)
+    repeats = order[~first]
+    records[repeats] = SAME
+    if not merge_images:
+        # Within a run of one key, records of the same part stand together: both are in raw order.
+        again = part[order[1:]] == part[order[:-1]]
+        records[order[1:][again & ~first[1:]]] = DUPLICATE
+    images = records == 0
+    records[images] = np.arange(int(images.sum()))
+    return ImageIndex(ordered[first], records[order[first]], records)

@@ -1,0 +1,200 @@
+"""What is done of a long job, on disk: so that it can be killed at any moment and goes on.
+
+A job is a set of tasks with names. A task writes its files and then, in one atomic step, its
+*record*; a task with a record is done and is never run again. The folder of the journal belongs to
+one job at a time, and to one *plan*: inputs and options that decide the result.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import threading
+import time
+from types import TracebackType
+from typing import Any
+
+from xvlm_data.errors import UserError
+from xvlm_data.storage import AnyPath, is_local, read_json, remove_tree, write_json
+
+#: Beside an object store's lock: how often its holder says that it is alive, and when it is not.
+_HEARTBEAT, _DEAD = 20.0, 90.0
+
+
+class Journal:
+    """The records of a job's tasks; a context manager that holds the folder's lock.
+
+    Attributes:
+        folder: where tasks may write; hidden, beside or inside the product.
+        resumed: whether records of an earlier run were found.
+    """
+
+    def __init__(self, folder: AnyPath, plan: dict[str, Any], *, restart: bool = False) -> None:
+        """Prepare a journal; nothing is written before the context is entered.
+
+        Args:
+            folder: the journal's own folder.
+            plan: JSON-ready; a run with another plan is refused.
+            restart: forget what an earlier run did, whatever its plan.
+        """
+        self.folder, self._plan, self._restart = folder, plan, restart
+        self.resumed = False
+        self._lock = _Lock(folder)
+
+    def __enter__(self) -> Journal:
+        """Take the lock and compare the plan.
+
+        Raises:
+            UserError: another process works here, or an unfinished run had another plan.
+        """
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(
+                f"{self.folder.parent}: {error.strerror or error}", "give another --out"
+            ) from error
+        self._lock.take()
+        try:
+            found = read_json(self.folder / "plan.json")
+            if found is not None and self._restart:
+                self._clear()
+                found = None
+            if found is None:
+                write_json(self.folder / "plan.json", self._plan)
+            elif found != self._plan:
+                raise UserError(
+                    f"{self.folder.parent}: an unfinished run with other settings lies here "
+                    f"({difference(found, self._plan)})",
+                    "run it with the former settings to finish it, or add --restart to begin anew",
+                )
+            else:
+                self.resumed = True
+        except BaseException:
+            self._lock.release()
+            raise
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._lock.release()
+
+    def done(self, task: str) -> dict[str, Any] | None:
+        """The record of a task, or None while it is not done."""
+        found: dict[str, Any] | None = read_json(self.folder / f"{task}.json")
+        return found
+
+    def record(self, task: str, content: dict[str, Any]) -> None:
+        """Say that a task is done; its files are complete by now."""
+        write_json(self.folder / f"{task}.json", content)
+
+    def check_input(self, path: AnyPath) -> None:
+        """Note an input file by size and time of change.
+
+        Raises:
+            UserError: it is another one than when this job began.
+        """
+        stat = path.stat()
+        found = [stat.st_size, getattr(stat, "st_mtime_ns", None) or str(stat.st_mtime)]
+        inputs = self.done("inputs") or {}
+        if inputs.get(str(path), found) != found:
+            raise UserError(
+                f"{path}: changed since this build began",
+                "add --restart to build from the new file",
+            )
+        if str(path) not in inputs:
+            self.record("inputs", inputs | {str(path): found})
+
+    def discard(self) -> None:
+        """Remove the journal and everything in its folder; the job is over."""
+        remove_tree(self.folder)
+
+    def _clear(self) -> None:
+        for path in list(self.folder.iterdir()):
+            if path.name != _Lock.NAME:
+                if path.is_dir():
+                    remove_tree(path)
+                else:
+                    path.unlink()
+
+
+def difference(found: Any, wanted: Any, name: str = "") -> str:
+    """The first settings that differ, for a person."""
+    if isinstance(found, dict) and isinstance(wanted, dict):
+        parts = [
+            difference(found.get(key), wanted.get(key), f"{name}.{key}" if name else str(key))
+            for key in sorted({*found, *wanted})
+            if found.get(key) != wanted.get(key)
+        ]
+        return ", ".join(parts[:3]) + (", …" if len(parts) > 3 else "")
+    return f"{name}: {found!r} there, {wanted!r} now"
+
+
+class _Lock:
+    """One process at a time: the kernel's lock on a file here, a heartbeat in an object store."""
+
+    NAME = "lock"
+
+    def __init__(self, folder: AnyPath) -> None:
+        self.path = folder / self.NAME
+        self._file: int | None = None
+        self._stop = threading.Event()
+        self._owner = f"{socket.gethostname()}:{os.getpid()}:{time.time_ns()}"
+
+    def take(self) -> None:
+        if is_local(self.path):
+            self._take_local(self.path)
+        else:
+            self._take_remote()
+
+    def _take_local(self, path: AnyPath) -> None:
+        import fcntl
+
+        self._file = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            os.close(self._file)
+            self._file = None
+            self._refuse("")
+        # Whoever held it may have finished and removed the folder under us.
+        file = self._file
+        if file is not None and (not path.exists() or os.fstat(file).st_ino != path.stat().st_ino):
+            self.release()
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self._take_local(path)
+
+    def _take_remote(self) -> None:
+        found = read_json(self.path)
+        if found and time.time() - found["alive"] < _DEAD:
+            self._refuse(f" ({found['owner']}; a killed one frees it after {_DEAD:.0f} s)")
+        self._beat()
+        time.sleep(0.2)
+        if (read_json(self.path) or {}).get("owner") != self._owner:
+            self._refuse("")
+        threading.Thread(target=self._beat_on, daemon=True).start()
+
+    def _beat(self) -> None:
+        write_json(self.path, {"owner": self._owner, "alive": time.time()})
+
+    def _beat_on(self) -> None:
+        while not self._stop.wait(_HEARTBEAT):
+            self._beat()
+
+    def _refuse(self, who: str) -> None:
+        raise UserError(
+            f"{self.path.parent.parent}: another process is building here{who}",
+            "wait for it, or give another --out",
+        )
+
+    def release(self) -> None:
+        if self._file is not None:
+            os.close(self._file)
+            self._file = None
+        elif not is_local(self.path):
+            self._stop.set()
+            if (read_json(self.path) or {}).get("owner") == self._owner:
+                self.path.unlink()

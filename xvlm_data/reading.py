@@ -1,0 +1,391 @@
+"""Reading a release into record tables: ranges of its files, each a task of its own.
+
+A source says which arrays or lines of which files become which rows (:class:`Records`); here they
+are cut into ranges of bytes that workers read at the same time, each into one spill file. A range
+of a JSON array begins at the first element boundary after a byte; a worker guesses that boundary by
+the bytes between elements, and the guess is checked against where the range before really ended.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
+
+from xvlm_data.engines import Engine
+from xvlm_data.image_index import DUPLICATE, ImageIndex, make_index
+from xvlm_data.journal import Journal
+from xvlm_data.raw.files import open_raw
+from xvlm_data.raw.json_arrays import (
+    Array,
+    ArrayReader,
+    Elements,
+    JsonDocument,
+    find_element,
+    separator_lead,
+)
+from xvlm_data.raw.lines import read_lines
+from xvlm_data.records import KINDS, Sink, count_kinds
+from xvlm_data.sources.base import Request
+from xvlm_data.spill import (
+    Spill,
+    cut_by_shard,
+    image_keys,
+    open_spill,
+    write_batches,
+    write_spill,
+)
+from xvlm_data.storage import AnyPath
+
+#: Bytes of a raw file that are one task.
+RANGE = 64 << 20
+#: Rows that a source adds by itself, without ranges, before they are written.
+FLUSH_ROWS = 100_000
+
+READ_FOLDER = "read"
+
+
+class Reading(NamedTuple):
+    """How the elements of an array become rows.
+
+    Attributes:
+        kind: type of the elements.
+        convert: adds the rows of some elements, whose positions count from the range's first; must
+            be picklable. None gives the elements back to the source instead.
+    """
+
+    kind: Any
+    convert: Callable[[Elements[Any], Sink], None] | None = None
+
+
+#: Adds the rows of some lines, the first of which has the given number within its range.
+ConvertLines = Callable[[int, list[bytes], Sink], None]
+
+
+@dataclass(frozen=True)
+class _Range:
+    """A range of a file for a worker to read."""
+
+    folder: AnyPath
+    name: str
+    path: AnyPath
+    start: int
+    stop: int | None
+    shard_images: int
+    index: AnyPath | None
+    guess: bool = False
+
+    def run(self) -> Spill:
+        """Read, unless it has been read before."""
+        journal = Journal(self.folder, {})
+        done = journal.done(f"{READ_FOLDER}/{self.name}")
+        if done is not None and (self.guess or done["start"] == self.start):
+            return done
+        sink = Sink()
+        place = self.read(sink)
+        tables = sink.take()
+        index = None if self.index is None else ImageIndex.load(self.index)
+        spill = write_spill(self.folder / READ_FOLDER, self.name, tables, index, self.shard_images)
+        spill |= place
+        if "annotations" in tables:
+            spill["kinds"] = count_kinds(tables["annotations"])
+        journal.record(f"{READ_FOLDER}/{self.name}", spill)
+        return spill
+
+    def read(self, sink: Sink) -> dict[str, Any]:
+        """Fill the sink; returns start, end, count and whether the array was closed."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class _ArrayRange(_Range):
+    key: str = ""
+    separator: bytes | None = None
+    reading: Reading | None = None
+
+    def read(self, sink: Sink) -> dict[str, Any]:
+        assert self.reading is not None
+        convert = self.reading.convert
+        assert convert is not None
+        with open_raw(self.path) as file:
+            start: int | None = self.start
+            if self.guess and self.separator is not None:
+                start = find_element(file, self.separator, self.start, self.stop)
+            if start is None:
+                return {"start": None, "end": None, "count": 0, "closed": False}
+            reader = ArrayReader(
+                self.path,
+                file,
+                self.reading.kind,
+                start,
+                key=self.key,
+                stop=self.stop,
+                separator=self.separator,
+            )
+            for elements in reader:
+                convert(elements, sink)
+        return {
+            "start": start,
+            "end": reader.end,
+            "count": reader.count,
+            "closed": reader.closed,
+        }
+
+
+@dataclass(frozen=True)
+class _LineRange(_Range):
+    convert: ConvertLines | None = None
+
+    def read(self, sink: Sink) -> dict[str, Any]:
+        assert self.convert is not None
+        count = 0
+        for first, lines in read_lines(self.path, start=self.start, stop=self.stop):
+            self.convert(first, lines, sink)
+            count += len(lines)
+        return {"start": self.start, "end": self.stop, "count": count, "closed": False}
+
+
+@dataclass(frozen=True)
+class _Cut:
+    """Cuts a spill by shard that was written before the images were known."""
+
+    folder: AnyPath
+    spill: Spill
+    shard_images: int
+    index: AnyPath
+
+    def run(self) -> Spill:
+        journal = Journal(self.folder, {})
+        task = f"{READ_FOLDER}/{self.spill['name']}.cut"
+        done = journal.done(task)
+        if done is not None:
+            return done
+        index = ImageIndex.load(self.index)
+        folder = self.folder / READ_FOLDER
+        tables = dict(self.spill["tables"])
+        for kind, entry in tables.items():
+            if kind != "images":
+                rows = open_spill(folder / entry["file"]).read_all()
+                batches, shards = cut_by_shard(rows, index, self.shard_images)
+                # Under another name, so that a killed task finds what it began with.
+                file = f"{self.spill['name']}.cut.{kind}.arrow"
+                write_batches(folder / file, batches)
+                tables[kind] = entry | {"file": file, "shards": shards}
+        cut = self.spill | {"tables": tables}
+        journal.record(task, cut)
+        return cut
+
+
+def run_task(task: _Range | _Cut) -> Spill:
+    """What workers call."""
+    return task.run()
+
+
+class Records(Sink):
+    """The record tables of a source, filled while it reads.
+
+    Images come first: once they are all there, :meth:`images_complete` numbers them, and what is
+    read later is cut by shard as it is written.
+
+    Attributes:
+        parts: for each raw file or array within one: the file, and how elements of it are called
+            (``annotations[7]``, ``line 7``).
+        spills: what was written, in raw order.
+        labels: for each part, the text of each category id.
+        raw: how many records there are of each kind.
+        index: of the images, once they are complete.
+        index_folder: where it is saved.
+        shard_records: for each shard, the number of its first image record; and of the last's end.
+    """
+
+    def __init__(
+        self, request: Request, journal: Journal, engine: Engine, *, merge_images: bool, size: int
+    ) -> None:
+        super().__init__()
+        self._request, self._journal, self._engine = request, journal, engine
+        self._merge, self._size = merge_images, size
+        self._folder = journal.folder
+        (self._folder / READ_FOLDER).mkdir(parents=True, exist_ok=True)
+        self._known: dict[str, dict[str, Array]] = {}
+        self._written = 0
+        self.parts: list[tuple[AnyPath, str]] = []
+        self.spills: list[Spill] = []
+        self.labels: dict[int, dict[int, str]] = {}
+        self.raw: Counter[str] = Counter()
+        self.index: ImageIndex | None = None
+        self.index_folder: AnyPath | None = None
+        self.shard_records: list[int] = []
+
+    def part(self, file: AnyPath, place: str) -> int:
+        """A number for a raw file; ``place`` is a template such as ``annotations[{index}]``."""
+        self.parts.append((file, place))
+        return len(self.parts) - 1
+
+    def read_arrays(
+        self, path: AnyPath, wanted: Mapping[str, Reading], *, early: bool = False
+    ) -> dict[str, list[Any]]:
+        """Read arrays of a JSON document; returns the elements of those without ``convert``.
+
+        Args:
+            path: the file.
+            wanted: how to read each array, by key; "" for a document that is an array.
+            early: leave the rest of the file for a later call.
+
+        Raises:
+            UserError: as `raw.json_arrays.read_arrays`.
+        """
+        given: dict[str, list[Any]] = {}
+        self.flush()
+        with (
+            self._request.reading(path) as advance,
+            JsonDocument(
+                path, wanted, known=self._known.setdefault(str(path), {}), early=early
+            ) as document,
+        ):
+            for array in document:
+                reading = wanted[array.key]
+                if reading.convert is None:
+                    reader = document.reader(array, reading.kind)
+                    items = given.setdefault(array.key, [])
+                    for elements in reader:
+                        items += elements.items
+                    array.end = reader.end
+                else:
+                    array.end = self._read_array(path, array, reading, advance)
+        return given
+
+    def _read_array(
+        self, path: AnyPath, array: Array, reading: Reading, advance: Callable[[int], None]
+    ) -> int:
+        def ranges() -> Iterator[_Range]:
+            number, start = 0, array.start
+            while start < size:
+                stop = start + RANGE if array.separator is not None else None
+                yield replace(
+                    first, name=f"{name}-{number:05d}", start=start, stop=stop, guess=number > 0
+                )
+                number, start = number + 1, start + RANGE if stop else size
+
+        size = path.stat().st_size
+        name = f"{self._written:04d}"
+        self._written += 1
+        first = _ArrayRange(
+            self._folder,
+            name,
+            path,
+            array.start,
+            None,
+            self._size,
+            self.index_folder,
+            key=array.key,
+            separator=array.separator,
+            reading=reading,
+        )
+        expected, base, lead = array.start, 0, separator_lead(array.separator)
+        tasks = list(ranges())
+        results = self._engine.map(run_task, iter(tasks))
+        for task, spill in zip(tasks, results, strict=False):
+            if task.guess and task.stop is not None and expected - lead >= task.stop:
+                continue  # one element reached over the whole range
+            if spill["start"] != expected:
+                spill = run_task(replace(task, start=expected, guess=False))
+            self._keep(spill, base)
+            advance(spill["end"] - expected)
+            expected, base = spill["end"], base + spill["count"]
+            if spill["closed"]:
+                return expected
+        # The last range ends where the file does, so its reader has said that it is cut off.
+        raise AssertionError(f"{path}: {array.key!r} does not end")
+
+    def read_lines(self, path: AnyPath, convert: ConvertLines) -> None:
+        """Read the lines of a file; ``convert`` must be picklable.
+
+        Raises:
+            UserError: as `raw.lines.read_lines`.
+        """
+        self.flush()
+        name = f"{self._written:04d}"
+        self._written += 1
+        with self._request.reading(path) as advance:
+            open_raw(path).close()
+            size, base = path.stat().st_size, 0
+            tasks = [
+                _LineRange(
+                    self._folder,
+                    f"{name}-{number:05d}",
+                    path,
+                    start,
+                    start + RANGE,
+                    self._size,
+                    self.index_folder,
+                    convert=convert,
+                )
+                for number, start in enumerate(range(0, size, RANGE))
+            ]
+            for task, spill in zip(tasks, self._engine.map(run_task, iter(tasks)), strict=True):
+                self._keep(spill, base)
+                base += spill["count"]
+                advance(min(RANGE, size - task.start))
+
+    def _keep(self, spill: Spill, base: int) -> None:
+        self.raw.update(spill.get("kinds", {}))
+        if spill["tables"]:
+            self.spills.append(spill | {"base": base})
+
+    def _add(self, name: str, columns: Any) -> None:
+        super()._add(name, columns)
+        if self.rows() >= FLUSH_ROWS:
+            self.flush()
+
+    def flush(self) -> None:
+        """Write what the source has added by itself."""
+        tables = self.take()
+        if not tables:
+            return
+        name = f"{self._written:04d}-own"
+        self._written += 1
+        if "annotations" in tables:
+            self.raw.update(count_kinds(tables["annotations"]))
+        self.spills.append(
+            write_spill(self._folder / READ_FOLDER, name, tables, self.index, self._size)
+        )
+
+    def images_complete(self) -> None:
+        """Number the images: no image record comes after this."""
+        if self.index is not None:
+            return
+        self.flush()
+        keys, known, parts = image_keys(self._folder / READ_FOLDER, self.spills)
+        index = make_index(keys, known, parts, merge_images=self._merge)
+        self.index, place = index, index.save(self._folder)
+        self.index_folder = place
+        records = index.records
+        firsts = (records >= 0) & (records % self._size == 0)
+        self.shard_records = [*firsts.nonzero()[0].tolist(), len(records)]
+        early = [any(kind != "images" for kind in spill["tables"]) for spill in self.spills]
+        cuts = iter(
+            self._engine.map(
+                run_task,
+                (
+                    _Cut(self._folder, spill, self._size, place)
+                    for spill, is_early in zip(self.spills, early, strict=True)
+                    if is_early
+                ),
+            )
+        )
+        self.spills = [
+            next(cuts) if is_early else spill
+            for spill, is_early in zip(self.spills, early, strict=True)
+        ]
+
+    def close(self) -> None:
+        """Nothing more comes."""
+        self.images_complete()
+        self.flush()
+
+    def counts(self) -> dict[str, int]:
+        """Records read, by kind; each image once, repeats of it in the same file apart."""
+        assert self.index is not None
+        duplicates = int((self.index.records == DUPLICATE).sum())
+        return {kind: self.raw[kind] for kind in KINDS} | {"image": self.index.images + duplicates}

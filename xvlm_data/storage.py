@@ -1,0 +1,64 @@
+"""Files and folders, here or in an object store: ``pathlib`` over fsspec, and atomic writes."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any, TypeAlias
+
+#: A local path, or one below a URL such as ``s3://bucket/raw/coco``: then it is a ``UPath``, which
+#: has pathlib's methods without being one of its classes.
+AnyPath: TypeAlias = Path
+
+
+def as_path(spec: str | AnyPath) -> AnyPath:
+    """A path from what a person wrote; anything with ``://`` is an fsspec URL."""
+    if not isinstance(spec, str):
+        return spec
+    if "://" not in spec:
+        return Path(spec)
+    from upath import UPath
+
+    path: Any = UPath(spec)
+    return path
+
+
+def is_local(path: AnyPath) -> bool:
+    """Whether a path lies in this machine's file system."""
+    found: object = path
+    return isinstance(found, Path)
+
+
+def write_bytes(path: AnyPath, data: bytes) -> None:
+    """Write a whole file or nothing: renamed into place here, one upload in an object store."""
+    if not is_local(path):
+        path.write_bytes(data)
+        return
+    # The name tells processes apart that write the same file, so that none sees half of another's.
+    part = path.with_name(f".{path.name}.{os.getpid()}")
+    part.write_bytes(data)
+    part.replace(path)
+
+
+def write_json(path: AnyPath, value: Any, indent: int | None = None) -> None:
+    """:func:`write_bytes` of JSON."""
+    write_bytes(path, json.dumps(value, ensure_ascii=False, indent=indent).encode() + b"\n")
+
+
+def read_json(path: AnyPath) -> Any:
+    """The content of a JSON file; None where there is none, or it is no JSON."""
+    try:
+        return json.loads(path.read_bytes())
+    except (FileNotFoundError, NotADirectoryError, ValueError):
+        return None
+
+
+def remove_tree(path: AnyPath) -> None:
+    """Remove a folder with all that is in it, if it is there."""
+    if is_local(path):
+        shutil.rmtree(path, ignore_errors=True)
+    elif path.exists():
+        remote: Any = path
+        remote.fs.rm(remote.path, recursive=True)
