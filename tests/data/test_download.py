@@ -16,12 +16,14 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
 from tests.data.hostile_server import HOSTS, HostileServer, bomb_png, picture, turned_picture
 from tests.data.inspect_manifests import concept
+from tests.data.raw_releases import build_all
 from xvlm_data.download.lists import ListSpec
 from xvlm_data.download.options import Manners, ProductOptions
 from xvlm_data.download.run import Request, download
@@ -369,8 +371,6 @@ def write_urls(folder: Path, urls: list[str], **changes: Any) -> Path:
     shards = []
     for number, part in enumerate((rows[:half], rows[half:])):
         file = folder / f"manifest-{number:05d}.parquet"
-        import pyarrow as pa
-
         pq.write_table(pa.Table.from_pylist(part, manifest_schema(info)), file, row_group_size=7)
         digest = hashlib.sha256(file.read_bytes()).hexdigest()
         shards.append({"file": file.name, "rows": len(part), "sha256": digest})
@@ -396,6 +396,37 @@ def test_a_manifest_of_urls(server: HostileServer, tmp_path: Path) -> None:
     rejects = pd.read_parquet(tmp_path / "out" / "rejects.parquet")
     assert rejects["record_id"].tolist() == [f"cc3m/{n}" for n in range(0, 40, 5)]
     assert rejects["location"].tolist() == [f"row {n}" for n in range(0, 40, 5)]
+
+
+def test_from_the_release_to_the_images(server: HostileServer, tmp_path: Path) -> None:
+    """``build --images url`` writes what this reads."""
+    lines = [f"caption {n}\t{server.url(f'/good/{n}.jpg')}" for n in range(5)]
+    lines += [f"gone\t{server.url('/s410/5')}", f"again\t{server.url('/good/2.jpg')}"]
+    root = tmp_path / "raw"
+    root.mkdir()
+    (root / "Train_GCC-training.tsv").write_text("\n".join(lines) + "\n")
+    build_all("cc3m", root, tmp_path / "urls", images="url")
+    summary = run(str(tmp_path / "urls"), tmp_path / "out")
+    assert summary["counts"]["images"]["rejected"] == {"http_410": 1}
+    rows = kept(tmp_path / "out")
+    assert [row["image"]["bytes"] for row in rows.values()] == [picture(n) for n in range(5)]
+    assert [c["text"] for c in rows["/good/2.jpg"]["concepts"]] == ["caption 2", "again"]
+    assert {row["source"] for row in rows.values()} == {"cc3m"}
+    manifest = open_manifest(tmp_path / "out")
+    assert validate(manifest, decode=True).ok
+    assert manifest.info["licence"] == open_manifest(tmp_path / "urls").info["licence"]
+
+
+def test_further_columns_are_carried_along(server: HostileServer, tmp_path: Path) -> None:
+    folder = write_urls(tmp_path / "urls", [server.url(f"/good/{n}") for n in range(4)])
+    for number, file in enumerate(sorted(folder.glob("*.parquet"))):
+        table = pq.read_table(file)
+        scores = pa.array([number * 2 + 0.5, number * 2 + 1.5])
+        pq.write_table(table.append_column("score", scores), file)
+    (folder / "manifest.json").unlink()
+    summary = run(str(folder / "*.parquet"), tmp_path / "out")
+    assert summary["rows"] == 4
+    assert [row["score"] for row in kept(tmp_path / "out").values()] == [0.5, 1.5, 2.5, 3.5]
 
 
 def test_boxes_hold_the_image_to_its_size(server: HostileServer, tmp_path: Path) -> None:
