@@ -6,7 +6,7 @@ images' bytes:
 
 * ``original``: bytes kept as they are, decoded by both to check them (img2dataset:
   `resize_mode=no`, `skip_reencode`);
-* ``resized``: shortest side 128, JPEG quality 90, by both.
+* ``resized``: shortest side 288 (``--shortest-side``), JPEG quality 90, by both.
 
 What is compared is throughput on a good network with healthy links, the easy case for both. The
 loopback address stands for many hosts, so the per-host limit is lifted. Peak memory is the largest
@@ -203,7 +203,8 @@ def rows_of(out: Path) -> int:
 
 @click.command(help=__doc__)
 @click.option("--images", default=5000, show_default=True)
-@click.option("--side", default=256, show_default=True, help="Pixels of the shorter side served.")
+@click.option("--side", default=640, show_default=True, help="Pixels of the shorter side served.")
+@click.option("--shortest-side", default=288, show_default=True, help="Pixels after resizing.")
 @click.option("--delay", default=0.05, show_default=True, help="Seconds before each answer.")
 @click.option("--concurrency", multiple=True, type=int, default=(32, 128), show_default=True)
 @click.option("--servers", default=1, show_default=True, help="Server processes.")
@@ -213,6 +214,7 @@ def rows_of(out: Path) -> int:
 def main(
     images: int,
     side: int,
+    shortest_side: int,
     delay: float,
     concurrency: tuple[int, ...],
     servers: int,
@@ -245,7 +247,7 @@ def main(
             }
             pq.write_table(pa.table(listed), urls)
             for wanted in concurrency:
-                for mode, small in (("original", None), ("resized", 128)):
+                for mode, small in (("original", None), ("resized", shortest_side)):
                     commands = {"xvlm": ours(urls, Path(scratch) / "out", wanted, small)}
                     if have_peer:
                         commands["img2dataset"] = peer(
@@ -273,7 +275,8 @@ def main(
                 process.kill()
                 process.wait()
     if as_json:
-        about = {"images": images, "side": side, "delay": delay, "cores": os.cpu_count()}
+        about = {"images": images, "side": side, "shortest_side": shortest_side, "delay": delay}
+        about |= {"cores": os.cpu_count() or 1}
         about |= {"python": platform.python_version(), "peer": have_peer}
         click.echo(json.dumps({"settings": about, "results": results}, indent=2))
 
