@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import duckdb
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
@@ -102,16 +103,20 @@ def write_url_manifest(spec: ListSpec, folder: Path) -> ListCounts:
 
 def _write(db: duckdb.DuckDBPyConnection, spec: ListSpec, folder: Path) -> ListCounts:
     relation, url, caption, parameters = _reader(db, spec)
+    # On disk, because the sorts that follow need the memory.
+    target = _literal(str(folder / "read.parquet"))
     db.execute(
-        f"CREATE TABLE read AS SELECT row_number() OVER () - 1 AS n, "
+        f"COPY (SELECT *, substr(sha256(url), 1, 32) AS key FROM ("
+        f"SELECT row_number() OVER () - 1 AS n, "
         f"trim(CAST({url} AS VARCHAR), ' \t\r\n') AS url, CAST({caption} AS VARCHAR) AS caption "
-        f"FROM {relation}",
+        f"FROM {relation})) TO {target} (FORMAT parquet, COMPRESSION zstd)",
         parameters,
     )
+    db.execute(f"CREATE VIEW read AS FROM read_parquet({target})")
     grouped = db.sql(
-        "SELECT $1 || '/' || substr(sha256(url), 1, 32) AS id, url, "
-        "list(caption ORDER BY n) FILTER (caption IS NOT NULL) AS captions "
-        "FROM read WHERE url <> '' GROUP BY url ORDER BY min(n)",
+        "SELECT first, $1 || '/' || key AS id, url, caption FROM read JOIN "
+        "(SELECT key, min(n) AS first FROM read WHERE url <> '' GROUP BY key) USING (key) "
+        "ORDER BY first, n",
         params=[spec.source],
     )
     info = {
@@ -139,11 +144,13 @@ def _write(db: duckdb.DuckDBPyConnection, spec: ListSpec, folder: Path) -> ListC
         captions = empty = 0
         schema = manifest_schema(info, version=SIZES_UNKNOWN)
         with pq.ParquetWriter(folder / "urls.parquet", schema, compression="zstd") as writer:
-            for batch in grouped.to_arrow_reader(_BATCH):
-                table, blank, read = _rows(pa.Table.from_batches([batch]), spec)
+            for images in _whole_images(grouped.to_arrow_reader(_BATCH)):
+                table, blank, read = _rows(images, spec)
                 captions, empty = captions + read, empty + len(blank)
                 writer.write_table(table)
-                rejects.write_table(blank)
+                if len(blank):
+                    rejects.write_table(blank)
+    (folder / "read.parquet").unlink()
     return ListCounts(malformed, without_url, captions, empty)
 
 
@@ -218,11 +225,30 @@ def _malformed(db: duckdb.DuckDBPyConnection, spec: ListSpec) -> Iterator[pa.Tab
         yield pa.Table.from_batches([batch]).rename_columns(REJECTS.names).cast(REJECTS)
 
 
-def _rows(table: pa.Table, spec: ListSpec) -> tuple[pa.Table, pa.Table, int]:
+def _whole_images(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.Table]:
+    """Batches cut where an image ends; all rows of an image have the same ``first``."""
+    waiting: pa.Table | None = None
+    for batch in batches:
+        table = pa.Table.from_batches([batch])
+        waiting = table if waiting is None else pa.concat_tables([waiting, table])
+        first = waiting["first"].to_numpy()
+        end = int(np.searchsorted(first, first[-1])) if len(first) else 0
+        if end:
+            yield waiting.slice(0, end)
+            waiting = waiting.slice(end)
+    if waiting is not None and len(waiting):
+        yield waiting
+
+
+def _rows(listed: pa.Table, spec: ListSpec) -> tuple[pa.Table, pa.Table, int]:
     """Manifest rows, rejects for captions that are empty, and the number of captions read."""
-    lists = table["captions"].combine_chunks()
-    flat = normalise_texts(lists.flatten().cast(pa.string()))
-    parents = pc.list_parent_indices(lists)
+    _, starts, image_of = np.unique(
+        listed["first"].to_numpy(), return_index=True, return_inverse=True
+    )
+    table = listed.select(["id", "url"]).take(pa.array(starts))
+    captions = listed["caption"].combine_chunks().cast(pa.string())
+    given = captions.is_valid()
+    flat, parents = normalise_texts(captions.filter(given)), pa.array(image_of).filter(given)
     good = pc.not_equal(flat, "")
     texts, rows = flat.filter(good), parents.filter(good).to_numpy()
     lengths = [0] * (len(table) + 1)
