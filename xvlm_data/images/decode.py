@@ -17,8 +17,9 @@ from PIL import Image, ImageOps
 
 from xvlm_data.errors import UserError
 
-#: Formats that web-scale image sets really hold. EPS, PDF and the like start interpreters.
-FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "MPO")
+#: Formats that web-scale image sets really hold (JPEG includes MPO). EPS, PDF and the like start
+#: interpreters.
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
 _ORIENTATION = 0x0112
 
 # Pillow keeps a limit of its own in a global; ours is checked on the header, before any pixel.
