@@ -21,7 +21,16 @@ _OBJECTS365 = "zhiyuan_objv2_train.json"
 #: What a build of the training part reads, and what the parsers therefore read too.
 FILES = {
     "coco": _COCO,
-    "vg": ("image_data.json", "region_descriptions.json", "objects.json", "attributes.json"),
+    "vg": (
+        "image_data.json",
+        "region_descriptions.json",
+        "objects.json",
+        "attributes.json",
+        # Which images evaluation sets hold, so that they are left out.
+        "../coco/dataset_coco.json",
+        "../coco/annotations/captions_val2017.json",
+        "../coco/annotations/instances_val2017.json",
+    ),
     "objects365": (_OBJECTS365,),
 }
 SOURCES = tuple(FILES)

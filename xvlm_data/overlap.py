@@ -79,7 +79,7 @@ class _Tokens:
     @classmethod
     def of(cls, rows: Int64s, hashes: UInt64s, images: Int64s) -> _Tokens:
         """From words in any order, repeats included, by 64-bit numbers."""
-        own = hashes ^ _mixed((images[rows] + 1).astype(np.uint64) * np.uint64(_FACTOR))
+        own = hashes ^ _mixed((images + 1).astype(np.uint64) * np.uint64(_FACTOR))[rows]
         words = pa.array(own).dictionary_encode().indices.to_numpy()
         frequency = np.bincount(words)
         by_frequency = np.argsort(frequency, kind="stable")
@@ -102,7 +102,7 @@ def _words_of(texts: pa.Array) -> tuple[Int64s, UInt64s]:
     """The words of each text as (text, number of the word), repeats included, in any order."""
     data, offsets = text_bytes(texts)
     starts, stops, slow = _word_places(data, offsets)
-    rows = rows_of(starts, offsets)
+    rows = np.repeat(np.arange(len(texts)), np.diff(np.searchsorted(starts, offsets)))
     hashes = np.zeros(len(starts), np.uint64)
     # A word's number is Σ (byte + 1)·f^i mod 2⁶⁴ over its bytes: from sums over all that came
     # before, made independent of where it stands by the inverse of f, in pieces that fit the cache.
