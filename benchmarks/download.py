@@ -275,7 +275,12 @@ def main(
                 process.kill()
                 process.wait()
     if as_json:
-        about: dict[str, Any] = {"images": images, "side": side, "shortest_side": shortest_side, "delay": delay}
+        about: dict[str, Any] = {
+            "images": images,
+            "side": side,
+            "shortest_side": shortest_side,
+            "delay": delay,
+        }
         about |= {"cores": os.cpu_count() or 1}
         about |= {"python": platform.python_version(), "peer": have_peer}
         click.echo(json.dumps({"settings": about, "results": results}, indent=2))

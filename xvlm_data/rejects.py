@@ -38,18 +38,20 @@ class RejectsMaker:
         return self._rows(
             images,
             ids=column(images, "id", IMAGES),
-            kinds=_repeat("image", len(images)),
+            kinds=repeat_label("image", len(images)),
             reasons=reasons,
             messages=details,
         )
 
-    def annotations(self, annotations: pa.Table, reasons: pa.Array, ids: pa.Array) -> pa.Table:
+    def annotations(
+        self, annotations: pa.Table, reasons: pa.DictionaryArray, ids: pa.Array
+    ) -> pa.Table:
         """Rejects of annotations, all of which have a reason."""
-        names = pa.DictionaryArray.from_arrays(column(annotations, "kind"), list(KINDS))
+        kinds = column(annotations, "kind").cast(pa.int32())
         return self._rows(
             annotations,
             ids=ids,
-            kinds=names.cast(pa.string()),
+            kinds=pa.DictionaryArray.from_arrays(kinds, list(KINDS)),
             reasons=reasons,
             messages=pc.coalesce(column(annotations, "detail"), _describe(annotations, reasons)),
         )
@@ -60,9 +62,9 @@ class RejectsMaker:
         return self._rows(
             attributes,
             ids=pa.nulls(count, pa.string()),
-            kinds=_repeat("attributes", count),
-            reasons=_repeat("unknown_object", count),
-            messages=_repeat("no object of the image has this id", count),
+            kinds=repeat_label("attributes", count),
+            reasons=repeat_label("unknown_object", count),
+            messages=pa.repeat(pa.scalar("no object of the image has this id"), count),
         )
 
     def _rows(self, records: pa.Table, **columns: pa.Array) -> pa.Table:
@@ -70,7 +72,7 @@ class RejectsMaker:
         files = pa.array([file for file, _ in self.parts], pa.string())
         return pa.table(
             {
-                "source_file": files.take(part),
+                "source_file": pa.DictionaryArray.from_arrays(part.cast(pa.int32()), files),
                 "record_id": columns["ids"],
                 "location": self._locations(records, part),
                 "kind": columns["kinds"],
@@ -109,11 +111,12 @@ def _filled(template: str, texts: dict[str, pa.Array]) -> pa.Array:
     return pc.binary_join_element_wise(*pieces, "")
 
 
-def _describe(annotations: pa.Table, reasons: pa.Array) -> pa.Array:
+def _describe(annotations: pa.Table, reasons: pa.DictionaryArray) -> pa.Array:
     """``'a red dog'``, and ``at x=1 y=2 w=3 h=4`` where the box is the reason."""
     text = pc.fill_null(column(annotations, "text"), "")
     quoted = pc.binary_join_element_wise(pa.scalar("'"), text, pa.scalar("'"), "")
-    about_box = pc.starts_with(reasons, "box_")
+    of_boxes = [i for i, name in enumerate(reasons.dictionary.to_pylist()) if "box_" in name]
+    about_box = pc.is_in(reasons.indices, value_set=pa.array(of_boxes, reasons.indices.type))
     if not pc.any(about_box).as_py():
         return quoted
     some = annotations.filter(about_box)
@@ -125,5 +128,6 @@ def _describe(annotations: pa.Table, reasons: pa.Array) -> pa.Array:
     return pc.replace_with_mask(quoted, about_box, boxed)
 
 
-def _repeat(text: str, count: int) -> pa.Array:
-    return pa.repeat(pa.scalar(text), count)
+def repeat_label(text: str, count: int) -> pa.DictionaryArray:
+    """The same label for many records."""
+    return pa.DictionaryArray.from_arrays(pa.repeat(pa.scalar(0, pa.int32()), count), [text])

@@ -107,10 +107,9 @@ class Reasons:
         found = np.bincount(self.codes[where], minlength=len(self.names)).tolist()
         return {name: n for name, n in zip(self.names[1:], found[1:], strict=True) if n}
 
-    def texts(self, where: Bools) -> pa.Array:
+    def labels(self, where: Bools) -> pa.DictionaryArray:
         """The reasons of some of the records."""
-        indices = pa.array(self.codes[where])
-        return pa.DictionaryArray.from_arrays(indices, self.names).cast(pa.string())
+        return pa.DictionaryArray.from_arrays(self.codes[where].astype(np.int32), self.names)
 
     def only(self, names: Sequence[str]) -> Reasons:
         """These reasons alone."""

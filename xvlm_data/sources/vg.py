@@ -19,13 +19,13 @@ import numpy as np
 import pyarrow as pa
 
 from xvlm_data.errors import UserError
-from xvlm_data.leaks import evaluation_ids, usual_evaluation_files
 from xvlm_data.raw.files import find_file, find_optional
 from xvlm_data.raw.json_arrays import Elements, Int64, decode_one
 from xvlm_data.reading import Reading, Records
 from xvlm_data.records import ABSENT, OBJECT, REGION, Sink, numbers, pixel_sides
 from xvlm_data.sources.base import Request, Source
 from xvlm_data.sources.coco_json import numbers_of
+from xvlm_data.sources.held_out import held_out_ids
 from xvlm_data.storage import AnyPath
 
 
@@ -148,18 +148,13 @@ class VisualGenome(Source):
 
 
 def _read_images(path: AnyPath, request: Request, records: Records) -> None:
-    files: Sequence[AnyPath] = ()
-    if not request.keep_leaks:
-        given = request.evaluation_files
-        files = usual_evaluation_files(request.root) if given is None else given
-        if not files:
-            request.notes.append(
-                "no evaluation files found: images of COCO val/test, RefCOCO and Flickr30K test "
-                "were not left out (put dataset_coco.json into a coco folder beside this one, or "
-                "give files with --exclude)"
-            )
-    held_out = evaluation_ids(files)
-    request.notes += held_out.notes()
+    held_out = held_out_ids(
+        request,
+        beside=True,
+        absent="no evaluation files found: images of COCO val/test, RefCOCO and Flickr30K test "
+        "were not left out (put dataset_coco.json into a coco folder beside this one, or give "
+        "files with --exclude)",
+    )
     convert = partial(
         _add_images,
         part=records.part(path, "[{index}]"),
