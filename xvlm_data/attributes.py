@@ -56,7 +56,11 @@ def join_attributes(
         given = pa.chunked_array([pc.if_else(own.is_valid(), own, given)]).combine_chunks()
     if "attributes" in annotations.column_names:
         annotations = annotations.drop_columns("attributes")
-    loose = ~np.isin(codes, object_codes) | (ids == ABSENT)
+    known = np.sort(object_codes)
+    places = np.searchsorted(known, codes)
+    places[places == len(known)] = 0
+    loose = known[places] != codes if len(known) else np.ones(len(codes), bool)
+    loose |= ids == ABSENT
     return annotations.append_column("attributes", given), attributes.filter(pa.array(loose))
 
 
@@ -68,9 +72,17 @@ def _numbers(table: pa.Table, name: str) -> Int64s:
 def _codes(
     ordinals: Int64s, ids: Int64s, other_ordinals: Int64s, other_ids: Int64s
 ) -> tuple[Int64s, Int64s]:
-    _, dense = np.unique(np.concatenate([ids, other_ids]), return_inverse=True)
-    base = int(dense.max(initial=0)) + 1
-    return ordinals * base + dense[: len(ids)], other_ordinals * base + dense[len(ids) :]
+    """(image, id) pairs as numbers that are equal where the pairs are."""
+    low = min(ordinals.min(initial=0), other_ordinals.min(initial=0))
+    images = int(max(ordinals.max(initial=0), other_ordinals.max(initial=0)) - low)
+    largest = int(max(ids.max(initial=0), other_ids.max(initial=0)))
+    smallest = min(ids.min(initial=0), other_ids.min(initial=0))
+    bits = largest.bit_length()
+    if smallest < 0 or bits + images.bit_length() > 63:  # ids that are absent, or huge
+        _, dense = np.unique(np.concatenate([ids, other_ids]), return_inverse=True)
+        ids, other_ids = dense[: len(ids)], dense[len(ids) :]
+        bits = int(dense.max(initial=0)).bit_length()
+    return (ordinals - low) << bits | ids, (other_ordinals - low) << bits | other_ids
 
 
 def _resolved(ordinals: Int64s, ids: Int64s, aliases: pa.Table) -> Int64s:

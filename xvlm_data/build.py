@@ -21,6 +21,7 @@ from xvlm_data.errors import UserError
 from xvlm_data.images.check import Check, ImageChecker
 from xvlm_data.images.decode import Limits
 from xvlm_data.journal import Journal
+from xvlm_data.leaks.exclusion import Evaluated, looked_at, stamp
 from xvlm_data.raw.files import check_root
 from xvlm_data.reading import Records
 from xvlm_data.records import KINDS
@@ -54,6 +55,9 @@ class BuildOptions:
         rules: the filters; None for the source's own: the paper's, or for evaluation sets none.
         slashed_names: form of category names with alternatives.
         exclude: evaluation files whose images are left out; None looks beside the root.
+        exclude_images: evaluation images that are left out by content: manifests, or folders.
+        exclude_distance: of 64 bits, how many may differ in pictures that look alike; None leaves
+            looks alone, and compares bytes and pixels.
         keep_leaks: leave nothing out.
         check: how closely images are looked at.
         limits: what an image may cost.
@@ -66,6 +70,8 @@ class BuildOptions:
     rules: Rules | None = None
     slashed_names: SlashedNames = "first"
     exclude: tuple[AnyPath, ...] | None = None
+    exclude_images: tuple[str, ...] = ()
+    exclude_distance: int | None = None
     keep_leaks: bool = False
     check: Check = "decode"
     limits: Limits = field(default_factory=Limits)
@@ -77,10 +83,16 @@ class BuildOptions:
         """The rules of a build of this source."""
         return self.rules or (KEEP_ALL if source.evaluation else Rules())
 
+    @property
+    def compares_images(self) -> bool:
+        """Whether images are held against evaluation images."""
+        return bool(self.exclude_images) and not self.keep_leaks
+
     def to_dict(self, source: Source) -> dict[str, Any]:
         """JSON-ready, the same wherever the build runs."""
         values = asdict(self) | {"rules": asdict(self.rules_for(source))}
         values["exclude"] = None if self.exclude is None else [str(path) for path in self.exclude]
+        values["exclude_images"] = list(self.exclude_images)
         return values
 
 
@@ -134,19 +146,32 @@ def build(
     name = f"{source_name}-{split}"
     check_out(out, name, force=force)
     _check_images_option(source, options)
+    request = Request(
+        root=root,
+        split=split,
+        progress=progress.reading,
+        slashed_names=options.slashed_names,
+        evaluation_files=options.exclude,
+        keep_leaks=options.keep_leaks,
+        urls=options.images == "url",
+    )
+    image_root = source.image_root(request)
     info = {
         "name": name,
         "source": source.name,
         "split": split,
         "options": options.to_dict(source),
-        "image_root": str(root) if options.images == "reference" else None,
+        "image_root": str(image_root) if options.images == "reference" else None,
         "generator": f"xvlm {__version__}",
         "licence": source.licence,
     }
-    with _journal(out, info | {"root": str(root)}, restart) as journal, _collector_off():
+    plan = info | {"root": str(root), "image_root": str(image_root)}
+    if options.compares_images:
+        plan["evaluation_images"] = {given: stamp(given) for given in options.exclude_images}
+    with _journal(out, plan, restart) as journal, _collector_off():
         done = journal.done("commit")
         if done is None:
-            done = _run(journal, source, root, info, options, progress, engine)
+            done = _run(journal, source, request, info, options, progress, engine)
             journal.record("commit", done)
         move_into_place(journal.folder / STAGED_FOLDER, out, done)
         journal.discard()
@@ -162,37 +187,53 @@ def _check_images_option(source: Source, options: BuildOptions) -> None:
         raise UserError("--shortest-side needs --images embed", "references keep their files")
     if options.check == "none" and options.images == "embed":
         raise UserError("--check none cannot embed images", "use --check find")
+    if options.compares_images and options.images == "url":
+        raise UserError(
+            "--exclude-images: with --images url there is no image to look at",
+            "download the images first, or give lists of ids with --exclude",
+        )
+    if options.compares_images and options.check != "decode":
+        raise UserError(
+            f"--exclude-images needs --check decode, not {options.check}",
+            "images are compared by their pixels; or give lists of ids with --exclude",
+        )
 
 
 def _run(
     journal: Journal,
     source: Source,
-    root: AnyPath,
+    request: Request,
     info: dict[str, Any],
     options: BuildOptions,
     progress: Progress,
     engine: Engine,
 ) -> dict[str, Any]:
     """Everything up to the complete manifest in the journal's folder; returns its summary."""
-    request = Request(
-        root=root,
-        split=info["split"],
-        progress=progress.reading,
-        slashed_names=options.slashed_names,
-        evaluation_files=options.exclude,
-        keep_leaks=options.keep_leaks,
-        urls=options.images == "url",
-        on_open=journal.check_input,
-    )
+    request.on_open = journal.check_input
     records = Records(
         request, journal, engine, merge_images=source.merge_images, size=options.shard_rows
     )
+    evaluated = None
     with _reading_failed(journal):
+        if options.compares_images:
+            evaluated = looked_at(
+                journal,
+                options.exclude_images,
+                distance=options.exclude_distance,
+                limits=options.limits,
+                threads=max(engine.workers, 1),
+                stage=progress.stage,
+            )
         source.read(request, records)
         records.close()
     for folder in (SHARDS_FOLDER, STAGED_FOLDER):
         (journal.folder / folder).mkdir(parents=True, exist_ok=True)
-    plan = _plan(journal, source, request, records, info, options, engine)
+    if evaluated is not None:
+        request.notes += evaluated.notes
+        info = info | {
+            "evaluation_images": {"images": evaluated.images, "digest": evaluated.digest}
+        }
+    plan = _plan(journal, source, request, records, info, options, evaluated, engine)
     shards, counts = _write(plan, journal, records, progress, engine)
     return _summary(plan, info, request, records, shards, counts)
 
@@ -204,6 +245,7 @@ def _plan(
     records: Records,
     info: dict[str, Any],
     options: BuildOptions,
+    evaluated: Evaluated | None,
     engine: Engine,
 ) -> ShardPlan:
     unknown = options.check == "none" and (source.url_list or source.normalised_boxes)
@@ -215,7 +257,7 @@ def _plan(
             tuple((str(_relative(file, request.root)), place) for file, place in records.parts)
         ),
         checker=ImageChecker(
-            request.root,
+            source.image_root(request),
             options.check,
             options.images == "embed",
             options.limits,
@@ -224,6 +266,7 @@ def _plan(
             as_urls=options.images == "url",
             stored_pixels=source.stored_pixels,
             sizes_unknown=unseen,
+            exclusion=None if evaluated is None else evaluated.exclusion,
         ),
         rules=options.rules_for(source),
         labels=records.labels,

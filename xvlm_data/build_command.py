@@ -64,8 +64,24 @@ from xvlm_data.sources import SOURCES
 @click.option(
     "--exclude",
     multiple=True,
-    help="Evaluation file whose images are left out; repeatable. "
-    "For vg, those in sibling folders are found by themselves.",
+    help="Evaluation file whose images are left out by their ids; repeatable. "
+    "For vg and sbu, those in sibling folders are found by themselves.",
+)
+@click.option(
+    "--exclude-images",
+    multiple=True,
+    metavar="MANIFEST_OR_FOLDER",
+    help="Evaluation images that are left out by content, their bytes or pixels; repeatable.",
+)
+@click.option(
+    "--exclude-perceptual",
+    is_flag=True,
+    help="With --exclude-images: also what looks like one of them, re-compressed or resized.",
+)
+@click.option(
+    "--exclude-distance",
+    type=click.IntRange(0, 12),
+    help="With --exclude-perceptual: differing bits of 64 up to which images are alike [4].",
 )
 @click.option("--keep-leaks", is_flag=True, help="Do not leave out images of evaluation sets.")
 @click.option(
@@ -118,6 +134,9 @@ def build_command(
     keep_all: bool,
     keep_crowd: bool,
     exclude: tuple[str, ...],
+    exclude_images: tuple[str, ...],
+    exclude_perceptual: bool,
+    exclude_distance: int | None,
     max_pixels: int,
     max_image_mb: int,
     workers: int | None,
@@ -139,14 +158,27 @@ def build_command(
     where key is the first 32 hex digits of the SHA-256 of the URL and xx its first two; or build
     with --images url and fetch them with `xvlm-data download`.
 
+    The paper's filters (--min-area, --max-text-overlap, crowds) hold for every split of the
+    training sources, val and test too; give --keep-all --keep-crowd to evaluate on all boxes. For
+    evaluation sets (refcoco, flickr30k, vqa, nlvr2) they are off.
+
     \b
     Examples:
       xvlm-data build --source vg
       xvlm-data build --source coco --root /data/coco --split val --out manifests/coco_val
+      xvlm-data build --source sbu --exclude-images manifests/coco_val --exclude-perceptual
       xvlm-data build --source openimages --images embed --shortest-side 288 --workers 16
       xvlm-data build --source cc3m --images url --out manifests/cc3m_urls
       xvlm-data build --source objects365 --engine ray --address auto --out s3://bucket/objects365
     """
+    if exclude_perceptual and not exclude_images:
+        raise click.UsageError("--exclude-perceptual belongs to --exclude-images")
+    if exclude_distance is not None and not exclude_perceptual:
+        raise click.UsageError("--exclude-distance belongs to --exclude-perceptual")
+
+    from xvlm_data.lean import make_lean
+
+    make_lean()
     from xvlm_data.build import BuildOptions, build
     from xvlm_data.console import Bars, stdout
     from xvlm_data.engines import open_engine
@@ -158,6 +190,10 @@ def build_command(
     options = BuildOptions(
         rules=rules,
         exclude=tuple(as_path(path) for path in exclude) or None,
+        exclude_images=exclude_images,
+        exclude_distance=(4 if exclude_distance is None else exclude_distance)
+        if exclude_perceptual
+        else None,
         limits=Limits(max_image_mb << 20, max_pixels),
         **same,
     )

@@ -29,6 +29,10 @@ main = command_group(
             "xvlm_data.build_command:build_command",
             "Turn an official raw release into a manifest.",
         ),
+        "download": (
+            "xvlm_data.download.command:download_command",
+            "Download the images of a list of URLs into a manifest.",
+        ),
         "inspect": (
             "xvlm_data.inspect.command:inspect_command",
             "Show what a manifest holds; check it; draw it.",

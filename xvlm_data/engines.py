@@ -152,7 +152,10 @@ def _start_worker() -> None:
     import gc
     import signal
 
+    from xvlm_data.lean import make_lean
+
     gc.disable()
+    make_lean()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     _die_with_parent()
 

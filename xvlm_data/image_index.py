@@ -7,17 +7,15 @@ memory: never a dictionary of the data set.
 
 from __future__ import annotations
 
-import hashlib
-import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from xvlm_data.storage import AnyPath, is_local, write_bytes
+from xvlm_data.array_files import load_array, save_arrays
+from xvlm_data.storage import AnyPath
 
 Int64s = npt.NDArray[np.int64]
 
@@ -64,16 +62,7 @@ class ImageIndex:
 
     def save(self, folder: AnyPath) -> AnyPath:
         """Write the arrays below a folder; returns where, named by their content."""
-        digest = hashlib.blake2b(digest_size=8)
-        for name in _ARRAYS:
-            digest.update(np.ascontiguousarray(getattr(self, name)).data)
-        place = folder / f"index-{digest.hexdigest()}"
-        place.mkdir(parents=True, exist_ok=True)
-        for name in _ARRAYS:
-            data = io.BytesIO()
-            np.save(data, getattr(self, name), allow_pickle=False)
-            write_bytes(place / f"{name}.npy", data.getvalue())
-        return place
+        return save_arrays(folder, "index", {name: getattr(self, name) for name in _ARRAYS})
 
     @staticmethod
     def load(folder: AnyPath) -> ImageIndex:
@@ -83,13 +72,7 @@ class ImageIndex:
 
 @lru_cache(maxsize=1)
 def _load(folder: AnyPath) -> ImageIndex:
-    def array(name: str) -> Any:
-        path = folder / f"{name}.npy"
-        if is_local(path):
-            return np.load(path, mmap_mode="r", allow_pickle=False)
-        return np.load(io.BytesIO(path.read_bytes()), allow_pickle=False)
-
-    return ImageIndex(array("keys"), array("ordinals"), array("records"))
+    return ImageIndex(*(load_array(folder, name) for name in _ARRAYS))
 
 
 def make_index(

@@ -67,7 +67,7 @@ class Journal:
             elif found != self._plan:
                 raise UserError(
                     f"{self.folder.parent}: an unfinished run with other settings lies here "
-                    f"({_difference(found, self._plan)})",
+                    f"({difference(found, self._plan)})",
                     "run it with the former settings to finish it, or add --restart to begin anew",
                 )
             else:
@@ -154,11 +154,11 @@ def _changed(what: str) -> UserError:
     return UserError(what, "add --restart to build from the files as they are now")
 
 
-def _difference(found: Any, wanted: Any, name: str = "") -> str:
+def difference(found: Any, wanted: Any, name: str = "") -> str:
     """The first settings that differ, for a person."""
     if isinstance(found, dict) and isinstance(wanted, dict):
         parts = [
-            _difference(found.get(key), wanted.get(key), f"{name}.{key}" if name else str(key))
+            difference(found.get(key), wanted.get(key), f"{name}.{key}" if name else str(key))
             for key in sorted({*found, *wanted})
             if found.get(key) != wanted.get(key)
         ]

@@ -20,6 +20,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from xvlm_data.errors import ManifestError
+from xvlm_data.images.decode import is_web_address
 from xvlm_data.schema import FIELDS, INFO_KEY, SCHEMA_VERSION, VERSION_KEY
 
 SUMMARY_NAME = "manifest.json"
@@ -72,6 +73,28 @@ class Manifest:
         for shard in self.shards:
             digest.update(json.dumps([Path(shard.url).name, shard.row_groups]).encode())
         return digest.hexdigest()[:16]
+
+    def require_images(self) -> None:
+        """Refuse a manifest of web addresses, whose images nobody has downloaded yet.
+
+        Told by the first row of each build that the shards are of; the manifest is not read.
+
+        Raises:
+            ManifestError: it is one.
+        """
+        seen = set()
+        for shard in self.shards:
+            name = shard.info.get("name")
+            if not shard.rows or name in seen:
+                continue
+            seen.add(name)
+            with _open(shard.url) as file, _parquet_errors(shard.url):
+                address = _first_address(pq.ParquetFile(file, pre_buffer=False))
+            if address is not None:
+                raise ManifestError(
+                    f"manifest {name or shard.url}: its images are web addresses ({address[:80]})",
+                    "fetch them with `xvlm-data download`, and take the manifest that it makes",
+                )
 
     def read_row_group(
         self, shard: int, group: int, columns: Sequence[str] | None = None
@@ -203,6 +226,19 @@ def _read_footer(url: str) -> Shard:
     except ValueError as error:
         raise ManifestError(f"{url}: damaged footer ({error})") from error
     return Shard(url, metadata.num_rows, groups, info, version)
+
+
+def _first_address(parquet: pq.ParquetFile) -> str | None:
+    """The web address that a shard's first row has in the place of an image, if it has one."""
+    for batch in parquet.iter_batches(1, columns=["image.path"]):
+        (image,) = batch.column(0).to_pylist()
+        path = (image or {}).get("path") or ""
+        if not is_web_address(path):
+            return None
+        break
+    # Downloaded images keep their addresses beside their bytes.
+    (row,) = next(parquet.iter_batches(1, columns=["image"])).column(0).to_pylist()
+    return None if row["bytes"] is not None else str(path)
 
 
 def _same_type(found: pa.DataType, wanted: pa.DataType) -> bool:

@@ -8,6 +8,9 @@ index is above t, at least m = ⌊t·|A|⌋ + 1 words of A are in B, so one of t
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from functools import lru_cache
+
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
@@ -19,6 +22,8 @@ UInt64s = npt.NDArray[np.uint64]
 
 _FACTOR = 0x9E3779B97F4A7C15
 _MASK = 2**64 - 1
+#: Bytes of text whose words are numbered at once.
+_PIECE = 1 << 16
 #: Candidate pairs that are compared at once.
 _PAIRS = 1 << 20
 
@@ -27,6 +32,8 @@ _LOWER = np.zeros(256, np.uint8)
 for _character in b"abcdefghijklmnopqrstuvwxyz0123456789_":
     _LOWER[[_character, ord(chr(_character).upper())]] = _character
 _APOSTROPHE = 39
+_FOLDED = _LOWER.astype(np.uint64)
+_FOLDED[_APOSTROPHE] = _APOSTROPHE
 
 
 def overlapping(texts: pa.Array, images: Int64s, limit: float) -> npt.NDArray[np.bool_]:
@@ -42,13 +49,10 @@ def overlapping(texts: pa.Array, images: Int64s, limit: float) -> npt.NDArray[np
     Returns:
         ``[N]`` True where a text is to be left out.
     """
-    rows, hashes = _word_sets(texts)
     marked = np.zeros(len(texts), bool)
-    sizes = np.bincount(rows, minlength=len(texts))
-    marked |= _equal_sets(rows, hashes, images, sizes)
-    left = ~marked[rows]
-    rows, hashes = rows[left], hashes[left]
-    first, second = _candidates(rows, hashes, images, sizes, limit)
+    tokens = _Tokens.of(*_words_of(texts), images)
+    _mark_equal(tokens, marked)
+    first, second = _close_pairs(tokens.only(~marked), limit)
     # In order of the later text, so that the earlier one's fate is known.
     order = np.lexsort((first, second))
     for one, other in zip(first[order].tolist(), second[order].tolist(), strict=True):
@@ -57,36 +61,66 @@ def overlapping(texts: pa.Array, images: Int64s, limit: float) -> npt.NDArray[np
     return marked
 
 
-def _word_sets(texts: pa.Array) -> tuple[Int64s, UInt64s]:
-    """The distinct words of each text as (text, number of the word), sorted by both."""
+@dataclass(frozen=True)
+class _Tokens:
+    """The distinct words of texts, sorted by text and then from rare to frequent.
+
+    Attributes:
+        rows: ``[T]`` the text of each.
+        words: ``[T]`` a number that stands for the same word throughout an image, and no other;
+            rarer words of an image have smaller numbers, in an order that all its texts share.
+        sizes: ``[N]`` how many distinct words each text has.
+    """
+
+    rows: Int64s
+    words: Int64s
+    sizes: Int64s
+
+    @classmethod
+    def of(cls, rows: Int64s, hashes: UInt64s, images: Int64s) -> _Tokens:
+        """From words in any order, repeats included, by 64-bit numbers."""
+        own = hashes ^ _mixed((images + 1).astype(np.uint64) * np.uint64(_FACTOR))[rows]
+        words = pa.array(own).dictionary_encode().indices.to_numpy()
+        frequency = np.bincount(words)
+        by_frequency = np.argsort(frequency, kind="stable")
+        number = np.empty(len(frequency), np.int64)
+        number[by_frequency] = np.arange(len(frequency))
+        bits = len(frequency).bit_length()
+        keys = (rows << bits) | number[words]
+        keys.sort(kind="stable")  # texts come in order already, which this kind makes use of
+        keys = keys[_changes(keys)]
+        rows = keys >> bits
+        return cls(rows, keys & ((1 << bits) - 1), np.bincount(rows, minlength=len(images)))
+
+    def only(self, texts: npt.NDArray[np.bool_]) -> _Tokens:
+        """Those of some texts."""
+        keep = texts[self.rows]
+        return _Tokens(self.rows[keep], self.words[keep], np.where(texts, self.sizes, 0))
+
+
+def _words_of(texts: pa.Array) -> tuple[Int64s, UInt64s]:
+    """The words of each text as (text, number of the word), repeats included, in any order."""
     data, offsets = text_bytes(texts)
-    characters = _LOWER[data]
-    inside = characters > 0
-    joined = data == _APOSTROPHE
-    joined[1:] &= inside[:-1]
-    joined[:-1] &= inside[1:]
-    filled = np.flatnonzero(np.diff(offsets))
-    joined[offsets[filled]] = False
-    joined[offsets[filled + 1] - 1] = False
-    characters[joined] = _APOSTROPHE
-    inside |= joined
-    begins = inside.copy()
-    begins[1:] &= ~inside[:-1]
-    begins[offsets[filled]] = inside[offsets[filled]]
-    starts = np.flatnonzero(begins)
-    places = np.flatnonzero(inside)
-    of_word = np.searchsorted(places, starts)
-    lengths = np.diff(of_word, append=len(places))
-    rows = rows_of(starts, offsets)
-    within = np.arange(len(places)) - np.repeat(of_word, lengths)
-    values = (characters[places].astype(np.uint64) + np.uint64(1)) * _powers(within)
-    hashes = _mixed(np.add.reduceat(values, of_word)) if len(starts) else np.zeros(0, np.uint64)
-    slow = np.zeros(len(texts), bool)
-    slow[rows_of(np.flatnonzero(data >= 128), offsets)] = True
-    # "rock'n'roll" is two words; only the first apostrophe joins.
-    if len(starts):
-        apostrophes = np.add.reduceat(joined[places], of_word, dtype=np.int64)
-        slow[rows[apostrophes > 1]] = True
+    starts, stops, slow = _word_places(data, offsets)
+    rows = np.repeat(np.arange(len(texts)), np.diff(np.searchsorted(starts, offsets)))
+    hashes = np.zeros(len(starts), np.uint64)
+    # A word's number is Σ (byte + 1)·f^i mod 2⁶⁴ over its bytes: from sums over all that came
+    # before, made independent of where it stands by the inverse of f, in pieces that fit the cache.
+    powers, inverses = _powers(), _inverses()
+    begin = 0
+    while begin < len(starts):
+        origin = int(starts[begin])
+        end = max(int(np.searchsorted(stops, origin + _PIECE, side="right")), begin + 1)
+        length = int(stops[end - 1]) - origin
+        if length > _PIECE:  # one very long word
+            slow[rows[begin]] = True
+            begin = end
+            continue
+        values = (_FOLDED[data[origin : origin + length]] + np.uint64(1)) * powers[:length]
+        sums = np.concatenate([np.zeros(1, np.uint64), np.cumsum(values)])
+        here = starts[begin:end] - origin
+        hashes[begin:end] = (sums[stops[begin:end] - origin] - sums[here]) * inverses[here]
+        begin = end
     if slow.any():
         fast = ~slow[rows]
         extra = [
@@ -96,31 +130,71 @@ def _word_sets(texts: pa.Array) -> tuple[Int64s, UInt64s]:
         ]
         rows = np.concatenate([rows[fast], np.array([row for row, _ in extra], np.int64)])
         hashes = np.concatenate([hashes[fast], np.array([h for _, h in extra], np.uint64)])
-    order = np.lexsort((hashes, rows))
-    rows, hashes = rows[order], hashes[order]
-    new = _changes(rows, hashes)
-    return rows[new], hashes[new]
+    return rows, hashes
 
 
-def _powers(exponents: Int64s) -> UInt64s:
-    table = np.full(int(exponents.max(initial=0)) + 1, _FACTOR, np.uint64)
+def _word_places(
+    data: npt.NDArray[np.uint8], offsets: Int64s
+) -> tuple[Int64s, Int64s, npt.NDArray[np.bool_]]:
+    """Where words begin and end, and which texts these places are not right for."""
+    inside = _LOWER[data] > 0
+    joined = data == _APOSTROPHE
+    joined[1:] &= inside[:-1]
+    joined[:-1] &= inside[1:]
+    filled = np.flatnonzero(np.diff(offsets))
+    joined[offsets[filled]] = False
+    joined[offsets[filled + 1] - 1] = False
+    inside |= joined
+    # One byte more on each side, and a break wherever a text ends: words do not go over it.
+    edges = np.zeros(len(data) + 1, bool)
+    edges[:-1] = inside
+    edges[1:] ^= inside
+    seams = offsets[1:-1]
+    seams = seams[(seams > 0) & (seams < len(data))]
+    through = np.unique(seams[inside[seams - 1] & inside[seams]]) if len(data) else seams
+    places = np.flatnonzero(edges)
+    if len(through):
+        # The word that ends there, and the one that begins.
+        places = np.sort(np.concatenate([places, through, through]), kind="stable")
+    starts, stops = places[::2], places[1::2]
+    slow = np.zeros(len(offsets) - 1, bool)
+    slow[rows_of(np.flatnonzero(data >= 128), offsets)] = True
+    # "rock'n'roll" is two words; only the first apostrophe joins.
+    apostrophes = np.flatnonzero(joined)
+    of_word = np.searchsorted(starts, apostrophes, side="right")
+    again = apostrophes[1:][of_word[1:] == of_word[:-1]]
+    slow[rows_of(again, offsets)] = True
+    return starts, stops, slow
+
+
+@lru_cache(maxsize=1)
+def _powers() -> UInt64s:
+    table = np.full(_PIECE + 1, _FACTOR, np.uint64)
     table[0] = 1
-    return np.cumprod(table)[exponents]
+    return np.cumprod(table)
+
+
+@lru_cache(maxsize=1)
+def _inverses() -> UInt64s:
+    table = np.full(_PIECE + 1, pow(_FACTOR, -1, 2**64), np.uint64)
+    table[0] = 1
+    return np.cumprod(table)
 
 
 def _mixed(values: UInt64s) -> UInt64s:
-    """The last steps of splitmix64, so that sums of hashes tell sets apart."""
+    """The last steps of splitmix64: numbers that can be added and combined."""
     values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return values ^ (values >> np.uint64(31))
 
 
 def _hash(word: str) -> int:
+    """The number of one word, as :func:`_words_of` has it."""
     value, power = 0, 1
     for byte in word.encode("utf-8", "surrogatepass"):
-        value = (value + (byte + 1) * power) & _MASK
+        value += (byte + 1) * power
         power = (power * _FACTOR) & _MASK
-    return int(_mixed(np.array([value], np.uint64))[0])
+    return value & _MASK
 
 
 def _changes(*columns: npt.NDArray[np.generic]) -> npt.NDArray[np.bool_]:
@@ -132,53 +206,42 @@ def _changes(*columns: npt.NDArray[np.generic]) -> npt.NDArray[np.bool_]:
     return new
 
 
-def _equal_sets(
-    rows: Int64s, hashes: UInt64s, images: Int64s, sizes: Int64s
-) -> npt.NDArray[np.bool_]:
-    """All but the first of the texts of an image that have the same words.
+def _mark_equal(tokens: _Tokens, marked: npt.NDArray[np.bool_]) -> None:
+    """Mark all but the first of the texts of an image that have the same words.
 
     Whatever the first overlaps with, they overlap with too, so they go in any case.
     """
-    marked = np.zeros(len(images), bool)
-    texts = np.flatnonzero(sizes)
+    texts = np.flatnonzero(tokens.sizes)
     if not len(texts):
-        return marked
-    sums = np.add.reduceat(hashes, np.searchsorted(rows, texts))
-    order = np.lexsort((texts, sizes[texts], sums, images[texts]))
-    new = _changes(images[texts][order], sums[order], sizes[texts][order])
-    marked[texts[order[~new]]] = True
-    return marked
+        return
+    begin = np.cumsum(tokens.sizes[texts]) - tokens.sizes[texts]
+    sums = np.add.reduceat(_mixed(tokens.words.astype(np.uint64) + np.uint64(1)), begin)
+    # Words are the same number in no two images, so equal sums are of one image.
+    codes = pa.array(sums).dictionary_encode().indices.to_numpy()
+    seen = np.maximum.accumulate(codes)
+    again = np.zeros(len(codes), bool)
+    again[1:] = codes[1:] <= seen[:-1]
+    marked[texts[again]] = True
 
 
-def _candidates(
-    rows: Int64s, hashes: UInt64s, images: Int64s, sizes: Int64s, limit: float
-) -> tuple[Int64s, Int64s]:
+def _close_pairs(tokens: _Tokens, limit: float) -> tuple[Int64s, Int64s]:
     """Pairs (earlier, later) of texts of an image whose index is above the limit."""
+    rows, words, sizes = tokens.rows, tokens.words, tokens.sizes
     none = np.zeros(0, np.int64)
     if not len(rows):
         return none, none
-    # Words of an image get numbers, so that (text, word) is one sortable number.
-    image = images[rows]
-    order = np.lexsort((hashes, image))
-    new = _changes(image[order], hashes[order])
-    word = np.empty(len(rows), np.int64)
-    word[order] = np.cumsum(new) - 1
-    frequency = np.bincount(word)[word]
-    # Rarest first within each text, in an order that all texts of an image share.
-    order = np.lexsort((word, frequency, rows))
-    sorted_rows = rows[order]
-    begin = np.flatnonzero(_changes(sorted_rows))
-    lengths = np.diff(begin, append=len(sorted_rows))
-    rank = np.arange(len(order)) - np.repeat(begin, lengths)
-    wanted = sizes[sorted_rows] - (np.floor(limit * sizes[sorted_rows]).astype(np.int64) + 1) + 1
-    chosen = order[rank < wanted]
-    by_word = chosen[np.lexsort((rows[chosen], word[chosen]))]
-    keys = np.sort(rows * (int(word.max()) + 1) + word)
+    bits, row_bits = int(words.max()).bit_length(), int(rows.max()).bit_length()
+    begin = np.cumsum(sizes) - sizes
+    rank = np.arange(len(rows)) - begin[rows]
+    of_text = sizes[rows]
+    chosen = rank < of_text - np.floor(limit * of_text).astype(np.int64)
+    groups = (words[chosen] << row_bits) | rows[chosen]
+    groups.sort()
+    keys = (rows << bits) | words
     firsts, seconds = [none], [none]
-    for one, other in _pairs(word[by_word], rows[by_word]):
-        shared = _shared(one, other, keys, rows, word, sizes)
-        union = sizes[one] + sizes[other] - shared
-        close = shared > limit * union
+    for one, other in _pairs(groups >> row_bits, groups & ((1 << row_bits) - 1)):
+        shared = _shared(one, other, keys, begin, words, sizes, bits)
+        close = shared > limit * (sizes[one] + sizes[other] - shared)
         firsts.append(one[close])
         seconds.append(other[close])
     return np.concatenate(firsts), np.concatenate(seconds)
@@ -208,15 +271,19 @@ def _pairs(groups: Int64s, members: Int64s) -> list[tuple[Int64s, Int64s]]:
 
 
 def _shared(
-    one: Int64s, other: Int64s, keys: Int64s, rows: Int64s, word: Int64s, sizes: Int64s
+    one: Int64s,
+    other: Int64s,
+    keys: Int64s,
+    begin: Int64s,
+    words: Int64s,
+    sizes: Int64s,
+    bits: int,
 ) -> Int64s:
     """How many words two texts share; ``keys`` are all (text, word), sorted, as one number."""
-    begin = np.searchsorted(rows, one)
     lengths = sizes[one]
-    steps = np.arange(int(lengths.sum())) - np.repeat(np.cumsum(lengths) - lengths, lengths)
-    words_of_one = word[np.repeat(begin, lengths) + steps]
-    wanted = np.repeat(other, lengths) * (int(word.max()) + 1) + words_of_one
+    ends = np.cumsum(lengths)
+    steps = np.arange(int(ends[-1])) - np.repeat(ends - lengths - begin[one], lengths)
+    wanted = (np.repeat(other, lengths) << bits) | words[steps]
     places = np.searchsorted(keys, wanted)
     places[places == len(keys)] = 0
-    hits = keys[places] == wanted
-    return np.add.reduceat(hits, np.cumsum(lengths) - lengths, dtype=np.int64)
+    return np.add.reduceat(keys[places] == wanted, ends - lengths, dtype=np.int64)

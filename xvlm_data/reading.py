@@ -11,7 +11,11 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from itertools import chain
 from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
 
 from xvlm_data.engines import Engine
 from xvlm_data.image_index import DUPLICATE, ImageIndex, make_index
@@ -39,7 +43,7 @@ from xvlm_data.spill import (
 from xvlm_data.storage import AnyPath
 
 #: Bytes of a raw file that are one task.
-RANGE = 64 << 20
+RANGE = 32 << 20
 #: Rows that a source adds by itself, without ranges, before they are written.
 FLUSH_ROWS = 100_000
 
@@ -252,11 +256,17 @@ class Records(Sink):
                         items += elements.items
                     array.end = reader.end
                 else:
-                    array.end = self._read_array(path, array, reading, advance)
+                    array.end = self._read_array(path, array, reading, advance, alone=early)
         return given
 
     def _read_array(
-        self, path: AnyPath, array: Array, reading: Reading, advance: Callable[[int], None]
+        self,
+        path: AnyPath,
+        array: Array,
+        reading: Reading,
+        advance: Callable[[int], None],
+        *,
+        alone: bool,
     ) -> int:
         def ranges() -> Iterator[_Range]:
             number, start = 0, array.start
@@ -284,7 +294,9 @@ class Records(Sink):
         )
         expected, base, lead = array.start, 0, separator_lead(array.separator)
         tasks = list(ranges())
-        results = self._engine.map(run_task, iter(tasks))
+        # Where other arrays follow, most guesses would be of those: the first range goes alone.
+        own = 1 if alone else 0
+        results = chain(map(run_task, tasks[:own]), self._engine.map(run_task, iter(tasks[own:])))
         for task, spill in zip(tasks, results, strict=False):
             if task.guess and task.stop is not None and expected - lead >= task.stop:
                 continue  # one element reached over the whole range
@@ -350,6 +362,13 @@ class Records(Sink):
         self.spills.append(
             write_spill(self._folder / READ_FOLDER, name, tables, self.index, self._size)
         )
+
+    def have_images(self, keys: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:
+        """``[N]`` whether there is an image record with each key so far."""
+        self.flush()
+        found, known, _ = image_keys(self._folder / READ_FOLDER, self.spills)
+        every = [part[is_known] for part, is_known in zip(found, known, strict=True)]
+        return np.isin(keys, np.concatenate([np.zeros(0, np.int64), *every]))
 
     def images_complete(self) -> None:
         """Number the images: no image record comes after this."""

@@ -128,12 +128,12 @@ class Reformulator:
         rejects = [
             self.rejects.images(
                 images.filter(pa.array(bad_images)),
-                problems.texts(bad_images),
+                problems.labels(bad_images),
                 checked.details.filter(pa.array(bad_images)),
             ),
             self.rejects.annotations(
-                annotations.filter(pa.array(bad)),
-                judged.reasons.texts(bad),
+                annotations.select(self.rejects.columns(annotations)).filter(pa.array(bad)),
+                judged.reasons.labels(bad),
                 ids.take(pa.array(rows[bad])),
             ),
         ]

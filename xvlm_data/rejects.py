@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from string import Formatter
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -28,25 +27,33 @@ class RejectsMaker:
 
     parts: Sequence[Part]
 
+    @staticmethod
+    def columns(annotations: pa.Table) -> list[str]:
+        """What :meth:`annotations` needs."""
+        wanted = ("kind", "part", "index", "sub", "annotation_id", "text", *"xywh", "detail")
+        return [name for name in wanted if name in annotations.column_names]
+
     def images(self, images: pa.Table, reasons: pa.Array, details: pa.Array) -> pa.Table:
         """Rejects of image records, all of which have a reason."""
         return self._rows(
             images,
             ids=column(images, "id", IMAGES),
-            kinds=_repeat("image", len(images)),
+            kinds=repeat_label("image", len(images)),
             reasons=reasons,
             messages=details,
         )
 
-    def annotations(self, annotations: pa.Table, reasons: pa.Array, ids: pa.Array) -> pa.Table:
+    def annotations(
+        self, annotations: pa.Table, reasons: pa.DictionaryArray, ids: pa.Array
+    ) -> pa.Table:
         """Rejects of annotations, all of which have a reason."""
-        names = pa.DictionaryArray.from_arrays(column(annotations, "kind"), list(KINDS))
+        kinds = column(annotations, "kind").cast(pa.int32())
         return self._rows(
             annotations,
             ids=ids,
-            kinds=names.cast(pa.string()),
+            kinds=pa.DictionaryArray.from_arrays(kinds, list(KINDS)),
             reasons=reasons,
-            messages=pc.coalesce(column(annotations, "detail"), _describe(annotations)),
+            messages=pc.coalesce(column(annotations, "detail"), _describe(annotations, reasons)),
         )
 
     def attributes(self, attributes: pa.Table) -> pa.Table:
@@ -55,9 +62,9 @@ class RejectsMaker:
         return self._rows(
             attributes,
             ids=pa.nulls(count, pa.string()),
-            kinds=_repeat("attributes", count),
-            reasons=_repeat("unknown_object", count),
-            messages=_repeat("no object of the image has this id", count),
+            kinds=repeat_label("attributes", count),
+            reasons=repeat_label("unknown_object", count),
+            messages=pa.repeat(pa.scalar("no object of the image has this id"), count),
         )
 
     def _rows(self, records: pa.Table, **columns: pa.Array) -> pa.Table:
@@ -65,7 +72,7 @@ class RejectsMaker:
         files = pa.array([file for file, _ in self.parts], pa.string())
         return pa.table(
             {
-                "source_file": files.take(part),
+                "source_file": pa.DictionaryArray.from_arrays(part.cast(pa.int32()), files),
                 "record_id": columns["ids"],
                 "location": self._locations(records, part),
                 "kind": columns["kinds"],
@@ -104,19 +111,23 @@ def _filled(template: str, texts: dict[str, pa.Array]) -> pa.Array:
     return pc.binary_join_element_wise(*pieces, "")
 
 
-def _describe(annotations: pa.Table) -> pa.Array:
-    """``'a red dog' at x=1 y=2 w=3 h=4``, or the text alone where there is no box."""
+def _describe(annotations: pa.Table, reasons: pa.DictionaryArray) -> pa.Array:
+    """``'a red dog'``, and ``at x=1 y=2 w=3 h=4`` where the box is the reason."""
     text = pc.fill_null(column(annotations, "text"), "")
     quoted = pc.binary_join_element_wise(pa.scalar("'"), text, pa.scalar("'"), "")
+    of_boxes = [i for i, name in enumerate(reasons.dictionary.to_pylist()) if "box_" in name]
+    about_box = pc.is_in(reasons.indices, value_set=pa.array(of_boxes, reasons.indices.type))
+    if not pc.any(about_box).as_py():
+        return quoted
+    some = annotations.filter(about_box)
     sides: list[Any] = []
     for side in "xywh":
-        values = column(annotations, side).to_numpy(zero_copy_only=False)
-        # Four decimals tell any box; a float's shortest form can have seventeen digits.
-        rounded = pa.array(np.round(values, 4), mask=np.isnan(values))
-        sides += [f" {side}=", pc.fill_null(rounded.cast(pa.string()), "nan")]
-    boxed = pc.binary_join_element_wise(quoted, " at", *sides, "")
-    return pc.if_else(column(annotations, "x").is_valid(), boxed, quoted)
+        values = pc.round(column(some, side), 4)  # a float's shortest form can have 17 digits
+        sides += [f" {side}=", pc.fill_null(values.cast(pa.string()), "?")]
+    boxed = pc.binary_join_element_wise(quoted.filter(about_box), " at", *sides, "")
+    return pc.replace_with_mask(quoted, about_box, boxed)
 
 
-def _repeat(text: str, count: int) -> pa.Array:
-    return pa.repeat(pa.scalar(text), count)
+def repeat_label(text: str, count: int) -> pa.DictionaryArray:
+    """The same label for many records."""
+    return pa.DictionaryArray.from_arrays(pa.repeat(pa.scalar(0, pa.int32()), count), [text])

@@ -107,10 +107,9 @@ class Reasons:
         found = np.bincount(self.codes[where], minlength=len(self.names)).tolist()
         return {name: n for name, n in zip(self.names[1:], found[1:], strict=True) if n}
 
-    def texts(self, where: Bools) -> pa.Array:
+    def labels(self, where: Bools) -> pa.DictionaryArray:
         """The reasons of some of the records."""
-        indices = pa.array(self.codes[where])
-        return pa.DictionaryArray.from_arrays(indices, self.names).cast(pa.string())
+        return pa.DictionaryArray.from_arrays(self.codes[where].astype(np.int32), self.names)
 
     def only(self, names: Sequence[str]) -> Reasons:
         """These reasons alone."""
@@ -157,21 +156,18 @@ def judge(
     reasons = Reasons.of(column(annotations, "problem"))
     is_box = (kinds == REGION) | (kinds == OBJECT)
     sizes = sizes[image_rows]
-    pixels = np.stack(
-        [
-            column(annotations, side).to_numpy(zero_copy_only=False).astype(np.float64, copy=False)
-            for side in "xywh"
-        ],
-        axis=1,
-    ).reshape(-1, 4)
+    sides = [column(annotations, side).to_numpy(zero_copy_only=False) for side in "xywh"]
+    pixels = np.stack(sides, axis=1).astype(np.float64, copy=False).reshape(-1, 4)
 
     # What is wrong with a record itself says more than that its image is missing, but the images
     # of another split are nobody's concern here.
     reasons.take_over(image_problems.only(_ELSEWHERE), image_rows)
-    finite = np.isfinite(pixels)
-    reasons.mark(is_box & ~finite.all(axis=1), "box_not_finite")
-    pixels[~finite] = 0.0
-    reasons.mark(is_box & (pixels[:, 2:] <= 0).any(axis=1), "box_empty")
+    finite = np.isfinite(pixels[:, 0] + pixels[:, 1] + pixels[:, 2] + pixels[:, 3])
+    if not finite.all():  # or their sum overflows
+        broken = ~np.isfinite(pixels)
+        reasons.mark(is_box & broken.any(axis=1), "box_not_finite")
+        pixels[broken] = 0.0
+    reasons.mark(is_box & ((pixels[:, 2] <= 0) | (pixels[:, 3] <= 0)), "box_empty")
     empty = pc.equal(pc.binary_length(texts), 0).to_numpy(zero_copy_only=False)
     reasons.mark(empty, "empty_text")
     reasons.take_over(image_problems, image_rows)
@@ -180,8 +176,9 @@ def judge(
         reasons.mark(crowd.to_numpy(zero_copy_only=False), "crowd")
     cut = clip_xywh(pixels, sizes)
     boxes = normalise_xywh(cut, sizes)
-    reasons.mark(is_box & (cut[:, 2:] <= 0).any(axis=1), "box_outside")
-    reasons.mark(is_box & (boxes[:, 2:] <= 0).any(axis=1), "box_empty")  # gone in float32
+    reasons.mark(is_box & ((cut[:, 2] <= 0) | (cut[:, 3] <= 0)), "box_outside")
+    # Gone in float32.
+    reasons.mark(is_box & ((boxes[:, 2] <= 0) | (boxes[:, 3] <= 0)), "box_empty")
     boxes[~is_box] = (0.5, 0.5, 1.0, 1.0)
     area = cut[:, 2] * cut[:, 3]
     reasons.mark(is_box & (area < rules.min_area * sizes[:, 0] * sizes[:, 1]), "small")
@@ -195,5 +192,5 @@ def judge(
             reasons.mark(where, "text_overlap")
     moved = np.abs(cut - pixels)
     tolerance = CLIP_TOLERANCE if (sizes > 1).any() else CLIP_TOLERANCE / 1000
-    clipped = is_box & (moved > tolerance).any(axis=1)
+    clipped = is_box & (np.maximum.reduce(list(moved.T)) > tolerance)
     return Judged(reasons, boxes, clipped)

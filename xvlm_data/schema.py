@@ -55,11 +55,11 @@ FIELDS = pa.schema(
 #: is the place in the source file (a line, or an element of an array and its id).
 REJECTS = pa.schema(
     [
-        pa.field("source_file", pa.string()),
+        pa.field("source_file", _LABEL),
         pa.field("record_id", pa.string()),
         pa.field("location", pa.string()),
-        pa.field("kind", pa.string()),
-        pa.field("reason", pa.string()),
+        pa.field("kind", _LABEL),
+        pa.field("reason", _LABEL),
         pa.field("message", pa.string()),
     ]
 )

@@ -22,6 +22,7 @@ from xvlm_data.journal import Journal
 from xvlm_data.reading import READ_FOLDER
 from xvlm_data.records import ANNOTATIONS, KINDS, column, count_kinds
 from xvlm_data.reformulate import Counts, Reformulator
+from xvlm_data.rejects import repeat_label
 from xvlm_data.schema import REJECTS
 from xvlm_data.spill import Spill, open_spill, read_cut, read_images, shard_count, write_batches
 from xvlm_data.storage import AnyPath
@@ -97,7 +98,7 @@ def _rows(plan: ShardPlan, number: int) -> dict[str, Any]:
             table, rejected = plan.reformulator(
                 images,
                 ordinals,
-                annotations.slice(start, stop - start).combine_chunks(),
+                annotations.slice(start, stop - start),
                 pool,
                 counts,
             )
@@ -155,7 +156,7 @@ def _leftovers(plan: ShardPlan) -> dict[str, Any]:
         orphans = read_cut(folder, [spill], "annotations", last)
         if orphans is not None:
             orphans = plan.reformulator.named(orphans)
-            reasons = pc.fill_null(column(orphans, "problem"), "unknown_image")
+            reasons = pc.fill_null(column(orphans, "problem"), "unknown_image").dictionary_encode()
             for kind in count_kinds(orphans):
                 of_kind = pc.equal(column(orphans, "kind"), KINDS.index(kind))
                 pairs = pc.value_counts(reasons.filter(of_kind)).to_pylist()
@@ -170,7 +171,7 @@ def _leftovers(plan: ShardPlan) -> dict[str, Any]:
             rows = rows.filter(pa.array(index.records[start : start + len(rows)] == DUPLICATE))
             if len(rows):
                 counts.leave_out("image", {"duplicate_image": len(rows)})
-                reason = pa.repeat(pa.scalar("duplicate_image"), len(rows))
+                reason = repeat_label("duplicate_image", len(rows))
                 detail = pa.repeat(pa.scalar("an image record with this id came before"), len(rows))
                 rejects.append(maker.images(rows, reason, detail))
     return _record(plan, plan.count, counts, rejects)

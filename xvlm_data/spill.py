@@ -127,7 +127,7 @@ def read_cut(folder: AnyPath, spills: Sequence[Spill], kind: str, shard: int) ->
     ordinals = table["ordinal"].to_numpy()
     if (ordinals[1:] < ordinals[:-1]).any():
         table = table.take(pa.array(np.argsort(ordinals, kind="stable")))
-    return table.combine_chunks()
+    return table
 
 
 def read_images(

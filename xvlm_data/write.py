@@ -28,6 +28,8 @@ SHARD_NAME = "manifest-{:05d}.parquet"
 ROW_GROUP_ROWS = 4_096
 ROW_GROUP_BYTES = 32 << 20
 
+_COMPRESSION = {"image.bytes": "none", "concepts.list.element.box.list.element": "snappy"}
+
 
 class ShardWriter:
     """Writes one shard; cuts row groups by rows and by embedded bytes. A context manager.
@@ -48,8 +50,8 @@ class ShardWriter:
         self._writer = pq.ParquetWriter(
             self._file,
             schema,
-            # JPEG bytes do not compress; text does.
-            compression=dict.fromkeys(_leaves(schema), "zstd") | {"image.bytes": "none"},
+            # JPEG bytes do not compress, and boxes hardly; text does.
+            compression=dict.fromkeys(_leaves(schema), "zstd") | _COMPRESSION,
             use_dictionary=["source", "split", "concepts.list.element.granularity"],
             # With the null count of the bytes, readers know embedded images from references.
             write_statistics=["id", "width", "height", "image.bytes"],
@@ -158,7 +160,7 @@ class RejectsWriter:
         self._writer = pq.ParquetWriter(
             self._file,
             REJECTS,
-            compression="zstd",
+            compression="snappy",
             use_dictionary=["source_file", "kind", "reason"],
         )
 

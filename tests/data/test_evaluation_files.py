@@ -13,6 +13,7 @@ from tests.data.raw_releases import write_json
 from tests.shared import shared_path
 from xvlm_data.errors import UserError
 from xvlm_data.leaks import evaluation_ids, usual_evaluation_files
+from xvlm_data.leaks.evaluation import read_evaluation_file
 
 
 def test_evaluation_lists_of_every_kind() -> None:
@@ -42,7 +43,7 @@ def test_a_pickle_that_would_run_code_is_refused(tmp_path: Path) -> None:
 
     refs = tmp_path / "refs(unc).p"
     refs.write_bytes(pickle.dumps([{"image_id": 1, "split": "val", "x": Evil()}], protocol=2))
-    with pytest.raises(UserError, match="not a RefCOCO list"):
+    with pytest.raises(UserError, match="wants to load"):
         evaluation_ids([refs])
     assert not (tmp_path / "ran").exists()
     refs.write_bytes(pickle.dumps([{"image_id": 7, "split": "testA"}], protocol=2))
@@ -112,7 +113,7 @@ def test_lists_of_names(tmp_path: Path) -> None:
     assert ids.coco_ids.tolist() == [139, 253964]
     assert ids.flickr_ids.tolist() == [77, 36979]
     with pytest.raises(UserError, match="line 2: 'cat' is no image name"):
-        evaluation_ids([write(tmp_path / "b.txt", b"77\ncat\n")])
+        read_evaluation_file(write(tmp_path / "b.txt", b"77\ncat\n"))
 
 
 def test_vqa_is_read_when_asked_for_and_not_by_itself(tmp_path: Path) -> None:
@@ -136,3 +137,55 @@ def test_each_file_is_counted() -> None:
     ids = evaluation_ids(files)
     assert ids.per_file == dict(zip(map(str, files), [5, 1000, 24], strict=True))
     assert len(ids.coco_ids) == len(set(ids.files[0].coco_ids) | set(ids.files[2].coco_ids))
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "held_out"),
+    [
+        # A record that lost its id is still told by its file's name.
+        (
+            "captions_val2017.json",
+            {"images": [{}, {"id": None, "file_name": "000000000139.jpg"}], "annotations": []},
+            [139],
+        ),
+        ("dataset_coco.json", {"images": [{"split": "val", "cocoid": 7}, {"split": 1}]}, [7]),
+        (
+            "dataset_x.json",
+            {"images": [{"split": "val", "filename": "x.jpg"}, {"split": "val", "cocoid": 1}]},
+            [1],
+        ),
+    ],
+)
+def test_one_bad_record_is_told_and_proves_nothing(
+    tmp_path: Path, name: str, content: Any, held_out: list[int]
+) -> None:
+    path = write_json(tmp_path / name, content)
+    with pytest.raises(UserError, match=name):
+        read_evaluation_file(path)
+    found = evaluation_ids([path])
+    assert found.coco_ids.tolist() == held_out
+    (note,) = found.notes()
+    assert f"{path}: 1 element(s) could not be read" in note
+
+
+def test_bad_references_and_lines_too(tmp_path: Path) -> None:
+    refs = [{"image_id": 10**30, "split": "val"}, "x", {"image_id": 5, "split": "testB"}]
+    pickled = write(tmp_path / "refs(unc).p", pickle.dumps(refs, protocol=2))
+    with pytest.raises(UserError, match=r"element 0: no reference.*image_id"):
+        read_evaluation_file(pickled)
+    listed = write(tmp_path / "test.txt", b"77\ncat\n")
+    found = evaluation_ids([pickled, listed])
+    assert (found.coco_ids.tolist(), found.flickr_ids.tolist()) == ([5], [77])
+    assert [len(file.unreadable) for file in found.files] == [2, 1]
+    with pytest.raises(UserError, match="not a RefCOCO list"):
+        evaluation_ids([write(tmp_path / "refs(umd).p", pickle.dumps({}, protocol=2))])
+    # A file of which nothing can be read is another file.
+    with pytest.raises(UserError, match=r"thesis\.txt: line 1: 'years of work' is no image name"):
+        evaluation_ids([write(tmp_path / "thesis.txt", b"years of work\n")])
+
+
+def test_only_the_images_of_an_annotation_file_are_read(tmp_path: Path) -> None:
+    """What follows them in COCO's files is a hundred times as long; here it is not even there."""
+    text = '{"info": {}, "images": [{"id": 7, "file_name": "000000000007.jpg"}], "annotations": [{'
+    path = write(tmp_path / "instances_val2017.json", text.encode())
+    assert evaluation_ids([path]).coco_ids.tolist() == [7]

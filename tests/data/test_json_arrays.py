@@ -87,6 +87,17 @@ def test_a_file_cut_off_anywhere_is_told(tmp_path: Path, keep: int, chunk: int) 
         list(read_arrays(path, {"a": Item}, chunk=chunk))
 
 
+def test_reading_can_end_with_the_last_wanted_array(tmp_path: Path) -> None:
+    path = tmp_path / "x.json"
+    path.write_text('{"z": 1, "a": [{"id": 1}], "b": [{"id": 2}], "c": [{"id"')
+    found = [(e.key, e.items[0].id) for e in read_arrays(path, {"a": Item, "b": Item}, early=True)]
+    assert found == [("a", 1), ("b", 2)]
+    with pytest.raises(UserError, match="cut off"):
+        list(read_arrays(path, {"a": Item, "b": Item}))
+    with pytest.raises(UserError, match="cut off"):
+        list(read_arrays(path, {"a": Item, "d": Item}, early=True))
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [

@@ -24,10 +24,10 @@ from tests.data.test_sources_vqa import annotation as answered
 from tests.data.test_sources_vqa import question
 from tests.data.test_sources_vqa import release as vqa_release
 from xvlm_data import reading
+from xvlm_data.manifest import open_manifest
 from xvlm_data.rules import Rules
 from xvlm_data.sample.annotations.plan import Request as AnnotationsRequest
 from xvlm_data.sample.annotations.write import write_annotations
-from xvlm_data.sources import Source
 
 
 def regions(manifest_row: dict[str, Any]) -> list[tuple[str, list[float]]]:
@@ -115,14 +115,17 @@ def test_refcoco_keeps_every_expression_and_names_its_object(tmp_path: Path) -> 
     assert counts["questions"]["filtered"] == {"other_split": 1}
 
 
-@pytest.mark.skipif(
-    not hasattr(Source, "image_root"), reason="the builder looks for images in the release only"
-)
 def test_images_of_coco_may_lie_beside_the_release(tmp_path: Path) -> None:
     root = refcoco_release(tmp_path / "refcoco", [ref(2)])
     write_image(tmp_path / "coco/train2014/COCO_train2014_000000000002.jpg")
-    _, rows, _ = build_all("refcoco", root, tmp_path / "m", split="val")
+    summary, rows, _ = build_all("refcoco", root, tmp_path / "m", split="val")
     assert rows[0]["image"]["path"].endswith("coco/train2014/COCO_train2014_000000000002.jpg")
+    # So that the manifest can be moved with its images.
+    assert summary["image_root"] == str(tmp_path / "coco")
+    (tmp_path / "coco").rename(tmp_path / "elsewhere")
+    moved = open_manifest(tmp_path / "m", image_root=str(tmp_path / "elsewhere"))
+    (row,) = moved.read_row_group(0, 0).to_pylist()
+    assert Path(row["image"]["path"]).is_file()
 
 
 def test_flickr30k_with_entities(tmp_path: Path) -> None:
@@ -163,11 +166,14 @@ def test_vqa_without_a_look_at_the_images(tmp_path: Path) -> None:
     assert rejects == []
 
 
-@pytest.mark.xfail(strict=True, reason="the builder writes 0 where a size is not known")
-def test_a_size_that_nobody_knows_is_null(tmp_path: Path) -> None:
+def test_a_size_that_nobody_knows_is_0_and_the_manifest_says_so(tmp_path: Path) -> None:
     root = openimages_release(tmp_path / "raw", [row()])
-    _, rows, _ = build_all("openimages", root, tmp_path / "m", check="none")
-    assert (rows[0]["width"], rows[0]["height"]) == (None, None)
+    for check, size, version in (("none", (0, 0), 2), ("decode", (100, 80), 1)):
+        write_image(root / "train/00000000000000ff.jpg")
+        summary, rows, _ = build_all("openimages", root, tmp_path / check, check=check)
+        assert (rows[0]["width"], rows[0]["height"]) == size
+        assert summary["schema_version"] == version
+        assert open_manifest(tmp_path / check).schema_version == version
 
 
 def test_nlvr2_pairs_stand_with_their_left_image(tmp_path: Path) -> None:

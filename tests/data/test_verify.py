@@ -24,10 +24,11 @@ from tests.data.raw_releases import (
 )
 from tests.shared import shared_path
 from xvlm_data.commands import main
-from xvlm_data.manifest import open_manifest
+from xvlm_data.manifest import SUMMARY_NAME, open_manifest
 from xvlm_data.schema import FIELDS, manifest_schema
+from xvlm_data.storage import write_json
 from xvlm_data.verify.counts import recount
-from xvlm_data.write import ManifestWriter, write_summary
+from xvlm_data.write import SHARD_NAME, ShardWriter
 
 SHIPPED = Path(__file__).resolve().parents[2] / "manifests"
 
@@ -69,10 +70,11 @@ def write_manifest(
         }
         for number, concepts in enumerate(images)
     ]
-    writer = ManifestWriter(folder, info, shard_rows=7)
-    writer.write(pa.Table.from_pylist(rows, schema=FIELDS))
-    shards = writer.close()
-    assert manifest_schema(info).names == FIELDS.names
+    shards = []
+    for number, start in enumerate(range(0, max(len(rows), 1), 7)):
+        with ShardWriter(folder / SHARD_NAME.format(number), manifest_schema(info)) as writer:
+            writer.write(pa.Table.from_pylist(rows[start : start + 7], schema=FIELDS))
+        shards.append(writer.entry())
     names = {"image": "captions", "object": "objects", "region": "regions"}
     kept = {n: sum(image.get(n, 0) for image in images) for n in names}
     counts: dict[str, Any] = {names[n]: {"raw": total} for n, total in kept.items()}
@@ -87,7 +89,7 @@ def write_manifest(
         "counts": counts,
         "shards": shards,
     }
-    write_summary(folder, summary)
+    write_json(folder / SUMMARY_NAME, summary)
     return folder
 
 

@@ -22,6 +22,7 @@ from xvlm_data.images.decode import (
     read_bytes,
 )
 from xvlm_data.images.encode import reencode
+from xvlm_data.leaks.exclusion import Exclusion
 from xvlm_data.records import IMAGES, column
 from xvlm_data.storage import AnyPath
 
@@ -95,6 +96,7 @@ class ImageChecker:
         as_urls: paths are addresses, and nothing is looked at.
         stored_pixels: sizes refer to the stored pixels, whatever EXIF says.
         sizes_unknown: with nothing looked at, an image without a size is no problem.
+        exclusion: evaluation images, which are left out as ``leak`` wherever images are decoded.
     """
 
     root: AnyPath
@@ -106,6 +108,7 @@ class ImageChecker:
     as_urls: bool = False
     stored_pixels: bool = False
     sizes_unknown: bool = False
+    exclusion: Exclusion | None = None
 
     def check_all(self, images: pa.Table, pool: ThreadPoolExecutor | None) -> CheckedImages:
         """Check I image records; Pillow decodes outside the interpreter lock.
@@ -211,6 +214,8 @@ class ImageChecker:
         data = read_bytes(file, self.limits)
         apply_exif = record.size is None and not self.stored_pixels
         if self.keep_bytes and self.shortest_side is not None:
+            if self.exclusion is not None:  # of all pixels; what is kept is decoded smaller
+                self.exclusion.check(data, relative)
             small, shown = reencode(
                 data,
                 size=record.size,
@@ -230,6 +235,8 @@ class ImageChecker:
         image = decode(
             data, size=record.size, apply_exif=apply_exif, limits=self.limits, name=relative
         )
+        if self.exclusion is not None:
+            self.exclusion.check(data, relative, image)
         return Checked(relative, image.size, kept, read=len(data))
 
     def _locate(self, paths: Sequence[str]) -> str:

@@ -17,8 +17,9 @@ from PIL import Image, ImageOps
 
 from xvlm_data.errors import UserError
 
-#: Formats that web-scale image sets really hold. EPS, PDF and the like start interpreters.
-FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "MPO")
+#: Formats that web-scale image sets really hold (JPEG includes MPO). EPS, PDF and the like start
+#: interpreters.
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
 _ORIENTATION = 0x0112
 
 # Pillow keeps a limit of its own in a global; ours is checked on the header, before any pixel.
@@ -30,11 +31,11 @@ class ImageError(UserError):
 
     Attributes:
         reason: a code of the rejects file: missing_image, empty_image, image_too_big,
-            not_an_image, too_many_pixels, corrupt_image, size_mismatch.
+            not_an_image, too_many_pixels, corrupt_image, size_mismatch, not_downloaded, leak.
     """
 
-    def __init__(self, reason: str, what: str) -> None:
-        super().__init__(what)
+    def __init__(self, reason: str, what: str, fix: str | None = None) -> None:
+        super().__init__(what, fix)
         self.reason = reason
 
 
@@ -194,27 +195,52 @@ def load_row_image(
 ) -> Image.Image:
     """Decode the ``image`` cell of a manifest row, in the orientation its boxes refer to.
 
+    A width and height of 0 are not known: then the picture is turned by its EXIF orientation, as
+    viewers do it and as captions want it. Boxes in units of an unknown size (OpenImages, built
+    without a look at the images) refer to the stored pixels of the few pictures that have one.
+
     Raises:
-        ImageError: see :func:`decode`; missing_image when the row has neither bytes nor a file.
+        ImageError: see :func:`decode`; missing_image when the row has neither bytes nor a file,
+            not_downloaded when it has but a web address.
     """
     data = row_bytes(image, limits)
-    return decode(data, size=(width, height), limits=limits, name=image.get("path"))
+    known = width > 0 and height > 0
+    return decode(
+        data,
+        size=(width, height) if known else None,
+        apply_exif=not known,
+        limits=limits,
+        name=image.get("path"),
+    )
 
 
 def row_bytes(image: dict[str, Any], limits: Limits = DEFAULT_LIMITS) -> bytes:
-    """The encoded bytes of the ``image`` cell of a manifest row: its own, its file's or its URL's.
+    """The encoded bytes of the ``image`` cell of a manifest row: its own, or its file's.
+
+    Files may lie in object stores; the web is for `xvlm-data download`, which has manners.
 
     Raises:
-        ImageError: missing_image, empty_image or image_too_big.
+        ImageError: missing_image, not_downloaded, empty_image or image_too_big.
     """
     data, path = image.get("bytes"), image.get("path")
     if data is not None:
         return checked_bytes(data, str(path or "image"), limits)
     if not path:
         raise ImageError("missing_image", "the row has neither image bytes nor a path")
+    if is_web_address(path):
+        raise ImageError(
+            "not_downloaded",
+            f"{path}: a web address, and no image yet",
+            "fetch the manifest's images with `xvlm-data download`",
+        )
     if "://" not in path:
         return read_bytes(Path(path), limits)
     return checked_bytes(_fetch(path, limits), path, limits)
+
+
+def is_web_address(path: str) -> bool:
+    """Whether the path of an image is an address that has to be downloaded first."""
+    return path[:8].lower().startswith(("http://", "https://"))
 
 
 def _fetch(url: str, limits: Limits) -> bytes:

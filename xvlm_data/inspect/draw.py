@@ -136,10 +136,10 @@ def _draw_row(manifest: Manifest, row: int, record: dict[str, Any], out: Path) -
     except ImageError as error:
         url, place = locate(manifest, row)
         raise UserError(
-            f"{url} row {place} ({record['id']}): {error}",
-            "give the folder of the images with --image-root, or run --validate",
+            f"{url} row {place} ({record['id']}): {error.what}",
+            error.fix or "give the folder of the images with --image-root, or run --validate",
         ) from error
-    title = f"{record['id']}  {record['width']} x {record['height']}"
+    title = f"{record['id']}  {image.width} x {image.height}"
     path = out / f"{row:08d}-{safe_name(record['id'] or '')}.png"
     partial = path.with_suffix(".png.part")
     try:

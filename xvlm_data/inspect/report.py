@@ -71,6 +71,8 @@ def print_statistics(console: Console, statistics: Statistics, *, top: int) -> N
     table.add_row("images", f"{statistics.rows:,}")
     table.add_row("  embedded", f"{statistics.embedded:,}")
     table.add_row("  referenced", f"{statistics.referenced:,}")
+    if statistics.sizes_unknown:
+        table.add_row("  of unknown size", f"{statistics.sizes_unknown:,}")
     for title, frequencies in (("source", statistics.sources), ("split", statistics.splits)):
         for name, number in frequencies.top(top):
             table.add_row(_text(f"{title} {name}"), f"{number:,}")
@@ -80,6 +82,7 @@ def print_statistics(console: Console, statistics: Statistics, *, top: int) -> N
     table.add_row("attributes", f"{statistics.attributes:,}")
     console.print(table)
     _print_granularities(console, statistics)
+    _print_further(console, statistics)
     _print_histograms(console, "Concepts per image", {"images": statistics.concepts_per_image})
     _print_histograms(console, "Words per text", statistics.words)
     _print_histograms(console, "Box area, part of the image", statistics.box_area, _percent)
@@ -140,6 +143,16 @@ def _print_granularities(console: Console, statistics: Statistics) -> None:
     if table.row_count:
         _heading(console, "Granularities (distinct texts, mean words, whole-image boxes)")
         console.print(table)
+
+
+def _print_further(console: Console, statistics: Statistics) -> None:
+    if not statistics.further:
+        return
+    _heading(console, "Further columns")
+    table = _table(("column", "left"), ("elements", "right"), ("images", "right"), ("", "left"))
+    for name, column in statistics.further.items():
+        table.add_row(_text(name), f"{column.elements:,}", f"{column.rows:,}", _text(column.kind))
+    console.print(table)
 
 
 def _print_histograms(
@@ -205,7 +218,9 @@ def _print_examples(console: Console, examples: Sequence[Mapping[str, Any]]) -> 
         return
     _heading(console, "Example rows")
     for row in examples:
-        console.print(_text(f"{row['id']}  {row['width']} x {row['height']}", 0, "bold"))
+        known = row["width"] or row["height"]
+        size = f"{row['width']} x {row['height']}" if known else "size unknown"
+        console.print(_text(f"{row['id']}  {size}", 0, "bold"))
         console.print(_text(f"  caption: {row['caption']}", 0))
         concepts = row["concepts"] or []
         for concept in concepts[:EXAMPLE_CONCEPTS]:

@@ -22,8 +22,10 @@ from xvlm_data.inspect.concepts import (
     checked_batches,
     flatten_concepts,
     spread,
+    to_bools,
     to_strings,
 )
+from xvlm_data.inspect.further import FurtherColumn, further_columns
 from xvlm_data.manifest import Manifest
 from xvlm_data.schema import GRANULARITIES, IMAGE, OBJECT, REGION, WHOLE_IMAGE_BOX
 
@@ -173,6 +175,7 @@ class Statistics:
     Attributes:
         rows: images.
         embedded: images whose bytes are in the manifest; the others are referenced by path.
+        sizes_unknown: images whose width and height are 0, which nobody has looked at yet.
         captions: rows whose ``caption`` is not null.
         rows_without_concepts: rows whose list of concepts is empty or null.
         attributes: attributes of all concepts together.
@@ -184,12 +187,15 @@ class Statistics:
         words: granularity -> words a text.
         texts: granularity -> how often each text occurs.
         box_area: region and object -> part of the image its box covers, in [0, 1].
-        box_aspect: region and object -> width / height of the box in pixels.
+        box_aspect: region and object -> width / height of the box in pixels, of images of known
+            size.
         examples: some rows, evenly spread, as plain dicts without the image.
+        further: columns beyond those of every manifest, by name.
     """
 
     rows: int = 0
     embedded: int = 0
+    sizes_unknown: int = 0
     captions: int = 0
     rows_without_concepts: int = 0
     attributes: int = 0
@@ -214,6 +220,7 @@ class Statistics:
         default_factory=_per_granularity(ASPECT_EDGES, (REGION, OBJECT))
     )
     examples: list[dict[str, Any]] = field(default_factory=list)
+    further: dict[str, FurtherColumn] = field(default_factory=dict)
 
     @property
     def referenced(self) -> int:
@@ -229,6 +236,7 @@ class Statistics:
         """Count a batch with the columns of :data:`COLUMNS`."""
         concepts = flatten_concepts(batch)
         self.rows += batch.num_rows
+        self.sizes_unknown += int(_unknown_sizes(batch).sum())
         self.captions += batch.num_rows - batch.column("caption").null_count
         self.rows_without_concepts += int((concepts.per_row == 0).sum())
         self.attributes += int(concepts.attributes.sum())
@@ -260,14 +268,18 @@ class Statistics:
         degenerate = ~((boxes[:, 2] > 0) & (boxes[:, 3] > 0))
         area[degenerate] = aspect[degenerate] = np.nan
         self.box_area[name].add(area)
-        self.box_aspect[name].add(aspect)
+        self.box_aspect[name].add(aspect[~_unknown_sizes(batch)[row]])
         self.whole_image_boxes[name] += int((boxes == WHOLE_IMAGE_BOX).all(axis=1).sum())
 
     def to_dict(self, top: int = 10) -> dict[str, Any]:
         """All of it as plain JSON values, with the ``top`` most frequent texts."""
         return {
             "rows": self.rows,
-            "images": {"embedded": self.embedded, "referenced": self.referenced},
+            "images": {
+                "embedded": self.embedded,
+                "referenced": self.referenced,
+                "sizes_unknown": self.sizes_unknown,
+            },
             "sources": dict(self.sources.top()),
             "splits": dict(self.splits.top()),
             "captions": self.captions,
@@ -283,6 +295,7 @@ class Statistics:
             "box_aspect": {name: h.to_dict() for name, h in self.box_aspect.items()},
             "texts": {name: f.to_dict(top) for name, f in self.texts.items()},
             "examples": self.examples,
+            "further_columns": {name: of.to_dict() for name, of in self.further.items()},
         }
 
 
@@ -302,7 +315,7 @@ def collect(
     Raises:
         ManifestError: a file is damaged.
     """
-    statistics = Statistics(embedded=_embedded(manifest))
+    statistics = Statistics(embedded=_embedded(manifest), further=further_columns(manifest))
     wanted = spread(len(manifest), examples)
     for first, batch in checked_batches(manifest, COLUMNS):
         statistics.update(batch)
@@ -329,6 +342,12 @@ def _embedded(manifest: Manifest) -> int:
                     data = pc.struct_field(batch.column("image"), "bytes")
                     embedded += batch.num_rows - data.null_count
     return embedded
+
+
+def _unknown_sizes(batch: pa.RecordBatch) -> npt.NDArray[np.bool_]:
+    """``[R]`` whether a row's width and height are both 0."""
+    zero = [to_bools(pc.equal(batch.column(side), 0)) for side in ("width", "height")]
+    return zero[0] & zero[1]
 
 
 def _floats(array: pa.Array) -> npt.NDArray[np.float64]:

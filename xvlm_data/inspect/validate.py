@@ -27,7 +27,7 @@ from xvlm_data.inspect.concepts import (
     to_strings,
 )
 from xvlm_data.manifest import Manifest
-from xvlm_data.schema import GRANULARITIES, IMAGE, WHOLE_IMAGE_BOX
+from xvlm_data.schema import GRANULARITIES, IMAGE, SIZES_UNKNOWN, WHOLE_IMAGE_BOX
 
 #: Every rule, as it is told to people.
 RULES = {
@@ -37,10 +37,10 @@ RULES = {
     "id_duplicate": "id is unique over all shards",
     "source_missing": "source is not empty",
     "split_missing": "split is not empty",
-    "size": "width and height are above 0",
+    "size": "width and height are above 0, or (schema version 2, not known) both 0",
     "image_missing": "a row has image bytes or a path",
     "image_bytes": "image bytes begin like an image",
-    "image_path": "the file behind an image path exists",
+    "image_path": "the file behind an image path exists (web addresses are not asked for)",
     "image_decode": "the image decodes, at the size its boxes refer to",
     "caption": "caption is the text of the first whole-image concept, null when there is none",
     "concept_granularity": f"granularity is one of {', '.join(GRANULARITIES)}",
@@ -172,6 +172,7 @@ class _BatchChecker:
         self.batch = batch
         self.ids = to_strings(batch.column("id"))
         self.shard, self.first = locate(manifest, first)
+        self.version = next(s.version for s in manifest.shards if s.url == self.shard)
 
     def check_rows(self) -> None:
         source = to_strings(self.batch.column("source"))
@@ -186,9 +187,12 @@ class _BatchChecker:
         split = to_strings(self.batch.column("split"))
         self._rows("split_missing", _absent(split), lambda row: "no split")
         width, height = self.batch.column("width"), self.batch.column("height")
+        good = to_bools(pc.greater(width, 0)) & to_bools(pc.greater(height, 0))
+        if self.version >= SIZES_UNKNOWN:
+            good |= to_bools(pc.equal(width, 0)) & to_bools(pc.equal(height, 0))
         self._rows(
             "size",
-            ~(to_bools(pc.greater(width, 0)) & to_bools(pc.greater(height, 0))),
+            ~good,
             lambda row: f"{width[row].as_py()} x {height[row].as_py()}",
         )
 
@@ -265,7 +269,8 @@ class _BatchChecker:
             lambda row: f"begins with {data[row].as_py()[:8]!r}",
         )
         if check_paths:
-            rows = np.flatnonzero(~embedded & ~missing)
+            web = to_bools(pc.match_substring_regex(path, "^https?://", ignore_case=True))
+            rows = np.flatnonzero(~embedded & ~missing & ~web)
             names = path.take(pa.array(rows)).to_pylist()
             gone = np.zeros(self.batch.num_rows, np.bool_)
             gone[rows] = [not found for found in pool.map(_exists, names)]

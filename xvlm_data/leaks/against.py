@@ -12,13 +12,13 @@ import numpy as np
 
 from xvlm_data.leaks.content import (
     Advance,
-    ContentIndex,
-    Seen,
+    Named,
     image_files,
-    look_at_files,
+    look_at_folder,
     look_at_rows,
     read_rows,
 )
+from xvlm_data.leaks.content_index import ContentIndex
 from xvlm_data.leaks.evaluation import Ids, coco_name, read_evaluation_file
 from xvlm_data.leaks.fingerprint import Wanted
 from xvlm_data.leaks.identity import NONE, Identities
@@ -101,9 +101,7 @@ def open_against(
         UserError: missing, or of no kind that is known.
     """
     path = Path(given)
-    if "://" in given or path.suffix == ".parquet" or (path / SUMMARY_NAME).is_file():
-        return _manifest(given, identities, wanted, distance, pool, stage)
-    if any(mark in given for mark in "*?[") and not path.exists():
+    if is_manifest(given):
         return _manifest(given, identities, wanted, distance, pool, stage)
     if path.is_dir():
         return _folder(path, wanted, distance, pool, stage)
@@ -115,6 +113,14 @@ def open_against(
         Numbers(file.coco_ids, "COCO image", "coco" in file.tells),
         Numbers(file.flickr_ids, "Flickr photo", "flickr" in file.tells),
     )
+
+
+def is_manifest(given: str) -> bool:
+    """Whether a path, glob or URL can only be meant as a manifest."""
+    path = Path(given)
+    if "://" in given or path.suffix == ".parquet" or (path / SUMMARY_NAME).is_file():
+        return True
+    return any(mark in given for mark in "*?[") and not path.exists()
 
 
 def _manifest(
@@ -130,7 +136,7 @@ def _manifest(
     names: list[str] = []
     coco: list[Ids] = []
     flickr: list[Ids] = []
-    seen: list[tuple[str, Seen]] = []
+    seen: list[Named] = []
     columns = ["id"] if wanted is None else ["id", "image"]
     with stage(f"evaluation images of {given}", len(manifest), "images") as advance:
         for rows in read_rows(manifest, columns, BATCH):
@@ -150,7 +156,7 @@ def _manifest(
         len(names),
         _numbers(coco, names, "COCO image"),
         _numbers(flickr, names, "Flickr photo"),
-        None if wanted is None else ContentIndex(seen, distance),
+        None if wanted is None else ContentIndex.of(seen, distance),
     )
 
 
@@ -159,12 +165,10 @@ def _folder(
 ) -> Against:
     files = image_files(path)
     names = [str(file.relative_to(path)) for file in files]
-    seen: list[tuple[str, Seen]] = []
+    seen: list[Named] = []
     if wanted is not None:
         with stage(f"evaluation images in {path}", len(files), "images") as advance:
-            for name, looked in zip(names, look_at_files(files, wanted, pool), strict=True):
-                seen.append((name, looked))
-                advance(1)
+            seen = look_at_folder(path, files, wanted, pool, advance)
     # COCO's file names tell which image they are; of others only the content counts.
     coco = [NONE if (number := coco_name(name)) is None else number for name in names]
     return Against(
@@ -173,7 +177,7 @@ def _folder(
         len(files),
         _numbers([np.array(coco, np.int64)], names, "COCO image"),
         _numbers([], names, "Flickr photo"),
-        None if wanted is None else ContentIndex(seen, distance),
+        None if wanted is None else ContentIndex.of(seen, distance),
     )
 
 

@@ -1,25 +1,21 @@
-"""Images of manifests and folders by content, and the index of those that must not be met again."""
+"""Looking at the images of manifests and folders: their fingerprints, or why there are none."""
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-import numpy as np
 import pyarrow as pa
 
 from xvlm_data.errors import UserError
 from xvlm_data.images.decode import ImageError, read_bytes, row_bytes
-from xvlm_data.leaks.fingerprint import Fingerprint, Sides, Wanted, fingerprint
-from xvlm_data.leaks.perceptual import HammingIndex
+from xvlm_data.leaks.fingerprint import Fingerprint, Wanted, fingerprint
 from xvlm_data.manifest import Manifest
 
 Advance = Callable[[int], None]
-Content = Literal["bytes", "pixels", "perceptual"]
 
 #: Suffixes of the files that a folder of images is taken to consist of.
 SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff"}
@@ -31,6 +27,10 @@ class Seen:
 
     print: Fingerprint | None
     problem: str | None = None
+
+
+#: An image by the name it is called.
+Named = tuple[str, Seen]
 
 
 @dataclass(frozen=True)
@@ -95,70 +95,12 @@ def image_files(folder: Path) -> list[Path]:
     return found
 
 
-class ContentIndex:
-    """Evaluation images by content.
-
-    Attributes:
-        names: what each image is called.
-        sides: the (shorter, longer) sides that occur.
-        problems: (name, reason) of images that could not be looked at.
-        plain: names of pictures that are too plain to be known by their looks.
-    """
-
-    def __init__(self, images: Sequence[tuple[str, Seen]], distance: int | None) -> None:
-        self.names: list[str] = []
-        self.sides: set[Sides] = set()
-        self.problems = [(name, seen.problem) for name, seen in images if seen.problem is not None]
-        self.plain: list[str] = []
-        self._exact: dict[bytes, list[int]] = defaultdict(list)
-        looks: list[int] = []
-        owners: list[int] = []
-        for name, seen in images:
-            if (found := seen.print) is None:
-                continue
-            number = len(self.names)
-            self.names.append(name)
-            for digest in {found.data, *found.pixels}:
-                self._exact[digest].append(number)
-            if found.sides is not None:
-                self.sides.add(found.sides)
-            if found.plain:
-                self.plain.append(name)
-            looks += found.looks
-            owners += [number] * len(found.looks)
-        self._owners = np.array(owners, np.int64)
-        self._looks = None
-        if distance is not None:
-            self._looks = HammingIndex(np.array(looks, np.uint64), distance)
-
-    def __len__(self) -> int:
-        return len(self.names)
-
-    def matches(self, images: Sequence[Seen]) -> list[tuple[int, int, Content, int | None]]:
-        """(place in ``images``, number here, strongest evidence, Hamming distance), sorted."""
-        found: dict[tuple[int, int], tuple[Content, int | None]] = {}
-        for place, seen in enumerate(images):
-            if seen.print is None:
-                continue
-            for number in self._exact.get(seen.print.data, ()):
-                found[place, number] = ("bytes", None)
-            for digest in seen.print.pixels:
-                for number in self._exact.get(digest, ()):
-                    found.setdefault((place, number), ("pixels", None))
-        if self._looks is not None:
-            self._add_near(images, found, self._looks)
-        return [(*key, *value) for key, value in sorted(found.items())]
-
-    def _add_near(
-        self,
-        images: Sequence[Seen],
-        found: dict[tuple[int, int], tuple[Content, int | None]],
-        index: HammingIndex,
-    ) -> None:
-        places = [i for i, seen in enumerate(images) if seen.print for _ in seen.print.looks]
-        looks = [look for seen in images if seen.print for look in seen.print.looks]
-        queries, hits, distances = index.search(np.array(looks, np.uint64))
-        near = np.argsort(distances, kind="stable")  # of several orientations the nearest
-        for query, hit, distance in zip(queries[near], hits[near], distances[near], strict=True):
-            key = (places[int(query)], int(self._owners[hit]))
-            found.setdefault(key, ("perceptual", int(distance)))
+def look_at_folder(
+    path: Path, files: Sequence[Path], wanted: Wanted, pool: Executor, advance: Advance
+) -> list[Named]:
+    """Fingerprints of files below a folder, called by their paths in it."""
+    seen: list[Named] = []
+    for file, looked in zip(files, look_at_files(files, wanted, pool), strict=True):
+        seen.append((str(file.relative_to(path)), looked))
+        advance(1)
+    return seen

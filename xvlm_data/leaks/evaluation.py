@@ -17,14 +17,10 @@ training release holds. NLVR2's images are of no training release either, and ha
 
 from __future__ import annotations
 
-import io
-import json
-import pickle
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NoReturn
 
 import msgspec
 import numpy as np
@@ -34,6 +30,7 @@ from xvlm_data.errors import UserError
 from xvlm_data.raw.files import open_raw
 from xvlm_data.raw.json_arrays import Int64, read_arrays
 from xvlm_data.raw.lines import read_lines
+from xvlm_data.raw.pickles import read_pickle
 
 Ids = npt.NDArray[np.int64]
 
@@ -70,6 +67,7 @@ class EvaluationFile:
         coco_ids: their COCO ids, sorted; ``[C]``.
         flickr_ids: their Flickr photo ids, as far as the file tells them, sorted; ``[F]``.
         tells: "coco" and "flickr", as far as every one of its images has such an id.
+        unreadable: what is wrong with elements that could not be read.
     """
 
     path: Path
@@ -78,6 +76,7 @@ class EvaluationFile:
     coco_ids: Ids
     flickr_ids: Ids
     tells: frozenset[str] = frozenset()
+    unreadable: tuple[str, ...] = ()
 
 
 @dataclass
@@ -89,6 +88,15 @@ class EvaluationIds:
     per_file: dict[str, int] = field(default_factory=dict)
     files: list[EvaluationFile] = field(default_factory=list)
 
+    def notes(self) -> list[str]:
+        """What a person should know: elements that could not be read leave nothing out."""
+        return [
+            f"{file.path}: {len(file.unreadable)} element(s) could not be read, so their images "
+            f"are not left out by this file (first: {file.unreadable[0]})"
+            for file in self.files
+            if file.unreadable
+        ]
+
 
 def usual_evaluation_files(root: Path) -> tuple[Path, ...]:
     """Evaluation files in and beside a release's folder."""
@@ -97,7 +105,7 @@ def usual_evaluation_files(root: Path) -> tuple[Path, ...]:
 
 
 def evaluation_ids(files: Sequence[Path]) -> EvaluationIds:
-    """Read the ids of held-out images.
+    """Read the ids of held-out images; elements that cannot be read are told in ``notes()``.
 
     Args:
         files: any of the kinds this module lists.
@@ -105,7 +113,7 @@ def evaluation_ids(files: Sequence[Path]) -> EvaluationIds:
     Raises:
         UserError: a file is missing, of none of these kinds, of a training part, or broken.
     """
-    read = [read_evaluation_file(file) for file in files]
+    read = [read_evaluation_file(file, strict=False) for file in files]
     return EvaluationIds(
         _union([file.coco_ids for file in read]),
         _union([file.flickr_ids for file in read]),
@@ -119,11 +127,21 @@ def exclude_ids(ids: Ids, banned: Ids) -> list[str | None]:
     return ["leak" if hit else None for hit in np.isin(ids, banned)]
 
 
-def read_evaluation_file(path: Path) -> EvaluationFile:
-    """The held-out images of one file; raises as :func:`evaluation_ids`."""
+def read_evaluation_file(path: Path, *, strict: bool = True) -> EvaluationFile:
+    """The held-out images of one file; raises as :func:`evaluation_ids`.
+
+    Args:
+        path: the file.
+        strict: an element that cannot be read is an error: nothing is proven by such a file.
+            Otherwise it is one if there is no other.
+    """
     kind, read = _reader(path)
-    found = read(path)
-    return EvaluationFile(path, kind, len(found), *found.ids(), found.tells())
+    found = _Found()
+    read(path, found)
+    if found.unreadable and (strict or not len(found)):
+        raise UserError(f"{path}: {found.unreadable[0]}", "download the file again")
+    ids, tells = found.ids(), found.tells()
+    return EvaluationFile(path, kind, len(found), *ids, tells, tuple(found.unreadable))
 
 
 class _Found:
@@ -131,6 +149,11 @@ class _Found:
 
     def __init__(self) -> None:
         self._images: dict[tuple[str, int], tuple[int | None, int | None]] = {}
+        self.unreadable: list[str] = []
+
+    def miss(self, malformed: Sequence[tuple[int, str, bytes]]) -> None:
+        """Elements that could not be decoded."""
+        self.unreadable += [f"element {index}: {why}" for index, why, _ in malformed]
 
     def add(self, coco: int | None, flickr: int | None) -> None:
         key = ("flickr", flickr or 0) if coco is None else ("coco", coco)
@@ -166,7 +189,7 @@ def flickr_photo(url: str | None) -> int | None:
     return int(match[1]) if match else None
 
 
-def _reader(path: Path) -> tuple[str, Callable[[Path], _Found]]:
+def _reader(path: Path) -> tuple[str, Callable[[Path, _Found], None]]:
     suffix, stem = path.suffix.lower(), path.stem
     if suffix in (".p", ".pkl", ".pickle"):
         return "RefCOCO references", _refer
@@ -203,16 +226,14 @@ class _Image(msgspec.Struct, gc=False):
     cocoid: Int64 | None = None
 
 
-def _image_list(path: Path) -> _Found:
-    found = _Found()
-    for elements in read_arrays(path, {"images": _Image}):
-        _refuse_malformed(path, elements.malformed)
+def _image_list(path: Path, found: _Found) -> None:
+    for elements in read_arrays(path, {"images": _Image}, early=True):
+        found.miss(elements.malformed)
         for item, index in zip(elements.items, elements.indices, strict=True):
             if item.split is not None:
-                _add_karpathy(found, item, f"{path}: images[{index}]")
+                _add_karpathy(found, item, f"images[{index}]")
             else:
                 _add_coco(found, item, f"{path}: images[{index}]")
-    return found
 
 
 def _add_karpathy(found: _Found, item: _Image, where: str) -> None:
@@ -224,13 +245,16 @@ def _add_karpathy(found: _Found, item: _Image, where: str) -> None:
     elif digits:
         found.add(None, int(digits[0]))
     else:
-        raise UserError(f"{where}: neither a cocoid nor a Flickr file name")
+        found.unreadable.append(f"{where}: neither a cocoid nor a Flickr file name")
 
 
 def _add_coco(found: _Found, item: _Image, where: str) -> None:
     # Other data sets come in COCO's format with ids of their own, which must not be taken for his.
     digits = re.search(r"(\d{12})\.\w+$", item.file_name)
-    if item.id is None or digits is None or int(digits[1]) != item.id:
+    if item.id is None and digits is None:
+        found.unreadable.append(f"{where}: neither an id nor a COCO file name")
+        return
+    if digits is None or item.id not in (None, int(digits[1])):
         raise UserError(
             f"{where}: id {item.id}, file {item.file_name[:80]!r} is no COCO image",
             "give a file of COCO's own images, or the images themselves as a folder or manifest",
@@ -241,28 +265,19 @@ def _add_coco(found: _Found, item: _Image, where: str) -> None:
             f"{where}: a training image, and the file's name tells no val or test part",
             "for RefCOCO give refs(….p), which tells the parts",
         )
-    found.add(item.id, flickr_photo(item.flickr_url))
-
-
-def _refuse_malformed(path: Path, malformed: Sequence[tuple[int, str, bytes]]) -> None:
-    """A held-out image that cannot be read would be trained on: there is no going on."""
-    if malformed:
-        index, why, _ = malformed[0]
-        raise UserError(f"{path}: element {index}: {why}", "download the file again")
+    found.add(int(digits[1]), flickr_photo(item.flickr_url))
 
 
 class _Question(msgspec.Struct, gc=False):
     image_id: Int64
 
 
-def _vqa(path: Path) -> _Found:
-    found = _Found()
+def _vqa(path: Path, found: _Found) -> None:
     key = "annotations" if path.stem.endswith("annotations") else "questions"
-    for elements in read_arrays(path, {key: _Question}):
-        _refuse_malformed(path, elements.malformed)
+    for elements in read_arrays(path, {key: _Question}, early=True):
+        found.miss(elements.malformed)
         for item in elements.items:
             found.add(item.image_id, None)
-    return found
 
 
 class _GoogleImage(msgspec.Struct, gc=False):
@@ -274,8 +289,7 @@ class _GoogleRefexp(msgspec.Struct, gc=False):
     images: dict[str, _GoogleImage]
 
 
-def _google_refexp(path: Path) -> _Found:
-    found = _Found()
+def _google_refexp(path: Path, found: _Found) -> None:
     try:
         document = msgspec.json.decode(_whole(path), type=_GoogleRefexp)
     except (ValueError, RecursionError) as error:
@@ -284,11 +298,9 @@ def _google_refexp(path: Path) -> _Found:
         ) from error
     for image in document.images.values():
         found.add(image.image_id, flickr_photo(image.flickr_url))
-    return found
 
 
-def _listed(path: Path) -> _Found:
-    found = _Found()
+def _listed(path: Path, found: _Found) -> None:
     for first, lines in read_lines(path):
         for number, raw in enumerate(lines, first + 1):
             line = raw.decode("utf-8", "replace")
@@ -297,36 +309,30 @@ def _listed(path: Path) -> _Found:
             elif match := _FLICKR_LINE.match(line):
                 found.add(None, int(match[1]))
             elif line.strip() and not line.lstrip().startswith("#"):
-                raise UserError(
-                    f"{path}: line {number}: {line.strip()[:60]!r} is no image name",
-                    "give COCO file names (or twelve digits) or Flickr photo ids, one a line",
+                found.unreadable.append(
+                    f"line {number}: {line.strip()[:60]!r} is no image name (COCO file names, "
+                    "twelve digits or Flickr photo ids, one a line, are)"
                 )
-    return found
 
 
-class _PlainUnpickler(pickle.Unpickler):
-    """Reads lists, dictionaries, numbers and strings; anything that could run code is refused."""
-
-    def find_class(self, module: str, name: str) -> NoReturn:
-        raise pickle.UnpicklingError(f"it wants to load {module}.{name}")
-
-    def persistent_load(self, pid: Any) -> NoReturn:
-        raise pickle.UnpicklingError("it refers to objects outside the file")
+class _Reference(msgspec.Struct, gc=False):
+    image_id: Int64
+    split: str
 
 
-def _refer(path: Path) -> _Found:
-    """COCO ids of held-out references; the release is a pickle written by Python 2."""
-    found = _Found()
-    data = _whole(path)
-    try:
-        refs = _PlainUnpickler(io.BytesIO(data), encoding="latin-1").load()
-        for ref in refs:
-            if str(ref["split"]) in _HELD_OUT:
-                found.add(int(ref["image_id"]), None)
-    except Exception as error:
-        why = json.dumps(str(error))[1:120].strip('"')
-        raise UserError(f"{path}: not a RefCOCO list ({why})", "download it again") from error
-    return found
+def _refer(path: Path, found: _Found) -> None:
+    """COCO ids of held-out references."""
+    references = read_pickle(path)
+    if not isinstance(references, list):
+        raise UserError(f"{path}: not a RefCOCO list", "is it the right file?")
+    for index, value in enumerate(references):
+        try:
+            reference = msgspec.convert(value, _Reference)
+        except (msgspec.ValidationError, RecursionError) as error:
+            found.miss([(index, f"no reference: {error}", b"")])
+            continue
+        if reference.split in _HELD_OUT:
+            found.add(reference.image_id, None)
 
 
 def _whole(path: Path) -> bytes:

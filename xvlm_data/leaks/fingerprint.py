@@ -62,8 +62,16 @@ class Wanted:
     limits: Limits = DEFAULT_LIMITS
 
 
-def fingerprint(data: bytes, name: str, wanted: Wanted) -> Fingerprint:
+def fingerprint(
+    data: bytes, name: str, wanted: Wanted, *, picture: Image.Image | None = None
+) -> Fingerprint:
     """Compute what is wanted.
+
+    Args:
+        data: the encoded image.
+        name: what to call it in errors.
+        wanted: what to compute.
+        picture: the image as :func:`decode` gave it, where that has been done.
 
     Raises:
         ImageError: the bytes are no acceptable image. With neither pixels nor looks wanted the
@@ -72,12 +80,12 @@ def fingerprint(data: bytes, name: str, wanted: Wanted) -> Fingerprint:
     digest = hashlib.sha256(data).digest()
     if not (wanted.pixels or wanted.looks):
         return Fingerprint(digest)
-    width, height = header_size(data, name)
+    width, height = header_size(data, name) if picture is None else picture.size
     sides = (min(width, height), max(width, height))
     hash_pixels = wanted.pixels and (wanted.sides is None or sides in wanted.sides)
     if not (hash_pixels or wanted.looks):
         return Fingerprint(digest, sides)
-    pictures = _orientations(data, name, wanted.limits)
+    pictures = _orientations(data, name, wanted.limits, picture)
     looks = [perceptual_hash(picture) for picture in pictures] if wanted.looks else []
     return Fingerprint(
         digest,
@@ -88,10 +96,15 @@ def fingerprint(data: bytes, name: str, wanted: Wanted) -> Fingerprint:
     )
 
 
-def _orientations(data: bytes, name: str, limits: Limits) -> list[Image.Image]:
+def _orientations(
+    data: bytes, name: str, limits: Limits, picture: Image.Image | None
+) -> list[Image.Image]:
     """The picture as stored and, where EXIF says so, turned: copies may have lost the tag."""
-    stored = decode(data, limits=limits, name=name)
     orientation = _orientation(data)
+    if orientation == 1 and picture is not None:
+        return [picture]
+    # Whoever decoded it may have turned it or not; such pictures are few.
+    stored = decode(data, limits=limits, name=name)
     if orientation == 1:
         return [stored]
     shown = stored.copy()

@@ -226,7 +226,7 @@ def _visual_genome(path: Path) -> Rows:
 
 
 def _coco(path: Path) -> Rows:
-    for elements in read_arrays(path, {"images": _CocoImage}):
+    for elements in read_arrays(path, {"images": _CocoImage}, early=True):
         yield [(item.id, item.id, flickr_photo(item.flickr_url)) for item in elements.items]
 
 

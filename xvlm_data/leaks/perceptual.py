@@ -9,7 +9,7 @@ A mirrored, rotated or strongly cropped picture has another hash: nothing is cla
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from math import comb
@@ -20,6 +20,8 @@ from PIL import Image
 
 Hashes = npt.NDArray[np.uint64]
 Places = npt.NDArray[np.int64]
+#: Values of a band, sorted, and the hash that each is of or near.
+Band = tuple[Hashes, npt.NDArray[np.int32]]
 
 BITS = 64
 #: Standard deviation, in grey levels, below which a picture is plain: its bits would be noise, and
@@ -104,22 +106,37 @@ class HammingIndex:
 
     The hashes are cut into bands; each band is entered together with all values near it, so that a
     query looks up one value a band, and only what it finds there is compared.
+
+    Attributes:
+        hashes: ``[N]``.
+        distance: differing bits up to which hashes are near.
+        bands: what is looked up.
     """
 
-    def __init__(self, hashes: Hashes, distance: int) -> None:
+    def __init__(self, hashes: Hashes, distance: int, bands: Sequence[Band] | None = None) -> None:
+        """Prepare the search; ``bands`` are those of an earlier index of the same hashes."""
         self.hashes = np.asarray(hashes, dtype=np.uint64)
         self.distance = distance
         plan = _Plan.best(distance, len(self.hashes))
-        self._bands = []
-        shift = 0
-        for width in plan.widths:
-            masks = _near(width, plan.radius)
-            own = _band(self.hashes, shift, width)
-            values = (own[:, None] ^ masks[None, :]).ravel()
-            order = np.argsort(values, kind="stable")
-            owners = (order // len(masks)).astype(np.int32)
-            self._bands.append((shift, width, values[order], owners))
-            shift += width
+        self._widths = plan.widths
+        self._shifts = [sum(plan.widths[:band]) for band in range(plan.bands)]
+        if bands is None:
+            bands = [
+                self._enter(shift, width, plan.radius)
+                for shift, width in zip(self._shifts, self._widths, strict=True)
+            ]
+        self.bands = list(bands)
+
+    @staticmethod
+    def band_count(distance: int, size: int) -> int:
+        """How many bands an index of ``size`` hashes has."""
+        return _Plan.best(distance, size).bands
+
+    def _enter(self, shift: int, width: int, radius: int) -> Band:
+        masks = _near(width, radius)
+        values = (_band(self.hashes, shift, width)[:, None] ^ masks[None, :]).ravel()
+        order = np.argsort(values, kind="stable")
+        return values[order], (order // len(masks)).astype(np.int32)
 
     def search(self, queries: Hashes) -> tuple[Places, Places, npt.NDArray[np.uint8]]:
         """All near pairs, as (place in ``queries``, place in the index, distance), sorted."""
@@ -130,20 +147,18 @@ class HammingIndex:
                 np.zeros(0, np.int64),
                 *(
                     left * size + right
-                    for band in self._bands
-                    for left, right in self._candidates(queries, band)
+                    for number in range(len(self.bands))
+                    for left, right in self._candidates(queries, number)
                 ),
             ]
         )
         left, right = np.divmod(np.unique(pairs), size)
         return left, right, distances(queries[left], self.hashes[right])
 
-    def _candidates(
-        self, queries: Hashes, band: tuple[int, int, Hashes, npt.NDArray[np.int32]]
-    ) -> Iterator[tuple[Places, Places]]:
+    def _candidates(self, queries: Hashes, number: int) -> Iterator[tuple[Places, Places]]:
         """Near pairs that agree in a band, block by block."""
-        shift, width, values, owners = band
-        wanted = _band(queries, shift, width)
+        values, owners = self.bands[number]
+        wanted = _band(queries, self._shifts[number], self._widths[number])
         first = np.searchsorted(values, wanted, "left")
         counts = np.searchsorted(values, wanted, "right") - first
         ends = np.cumsum(counts)

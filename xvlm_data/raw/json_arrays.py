@@ -37,7 +37,7 @@ Int64 = Annotated[int, msgspec.Meta(ge=-(2**63), le=2**63 - 1)]
 #: Bytes read, and handed on as one :class:`Elements`, at a time.
 CHUNK = 4 << 20
 #: Bytes decoded in one call: small enough that one bad element costs little to find.
-PIECE = 64 << 10
+PIECE = 16 << 10
 #: No element of any release comes near this; a larger one is a damaged or hostile file.
 MAX_ELEMENT = 256 << 20
 
@@ -65,6 +65,7 @@ def read_arrays(
     *,
     on_bytes: Callable[[int], None] | None = None,
     chunk: int = CHUNK,
+    early: bool = False,
 ) -> Iterator[Elements[Any]]:
     """The elements of the wanted arrays, in file order.
 
@@ -74,12 +75,13 @@ def read_arrays(
             itself is the array. Other keys are skipped.
         on_bytes: called with the number of bytes of each chunk read.
         chunk: bytes read at a time; memory is a small multiple of this.
+        early: stop after the last of the wanted arrays, without looking at the rest of the file.
 
     Raises:
         UserError: the file is missing, cut off, of another shape, no JSON, or without one of the
             wanted arrays.
     """
-    document = JsonDocument(path, wanted, on_bytes, chunk)
+    document = JsonDocument(path, wanted, on_bytes, chunk, early=early)
     with document:
         for array in document:
             reader = document.reader(array, wanted[array.key])

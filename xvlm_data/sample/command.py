@@ -203,6 +203,6 @@ def _annotations(
                 if row["raw"]:
                     left_out = [sum(row[group].values()) for group in ("filtered", "rejected")]
                     numbers = (row["raw"], row["kept"], *left_out)
-                    table.add_row(str(out / name), split, kind, *(f"{n:,}" for n in numbers))
+                    table.add_row(name, split, kind, *(f"{n:,}" for n in numbers))
     stdout.print(table)
     stdout.print(f"what a build has to find, reason by reason: {out}/<source>/{TRUTH}")

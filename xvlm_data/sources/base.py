@@ -93,6 +93,14 @@ class Source:
     evaluation: ClassVar[bool] = False
     extra: ClassVar[pa.Field | None] = None
 
+    def image_root(self, request: Request) -> AnyPath:
+        """The folder that the paths of image records are relative to: the release's own.
+
+        Raises:
+            UserError: the release has no such split.
+        """
+        return request.root
+
     def read(self, request: Request, records: Records) -> None:
         """Write everything the release says of the split into ``records``.
 

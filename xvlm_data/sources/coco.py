@@ -8,19 +8,21 @@ images): then the official train and val files are both read, because his parts 
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
 from typing import Any
 
 import msgspec
 import numpy as np
 
 from xvlm_data.errors import UserError
-from xvlm_data.leaks import evaluation_ids, exclude_ids
+from xvlm_data.leaks import exclude_ids
 from xvlm_data.raw.files import check_root, find_optional
 from xvlm_data.raw.json_arrays import Int64
 from xvlm_data.reading import Records
 from xvlm_data.records import CAPTION
 from xvlm_data.sources.base import Request, Source
 from xvlm_data.sources.coco_json import Image, read_boxes, read_captions, read_images
+from xvlm_data.sources.held_out import held_out_ids
 from xvlm_data.storage import AnyPath
 
 KARPATHY = ("dataset_coco.json", "annotations/dataset_coco.json", "karpathy/dataset_coco.json")
@@ -78,13 +80,17 @@ class Coco(Source):
             )
         folders = _image_folders(root)
         leaked = _Leaks(request)
+        part = None
         if karpathy is not None:
-            leaked.only = _karpathy_ids(karpathy, request)
+            part = _read_part(karpathy, request)
+            leaked.only = part.ids
             if not files:
                 _read_karpathy(karpathy, request, records, leaked)
         for path in files:
             folder = path.stem.split("_", 1)[1]
             read_images("coco", path, records, _Locator(folder, folders), leaked)
+        if files and karpathy is not None and part is not None:
+            _add_lacking(karpathy, part, records)
         records.images_complete()
         for path in files:
             if path.name.startswith("instances"):
@@ -123,26 +129,31 @@ class _Locator:
     def __init__(self, folder: str, present: list[str]) -> None:
         # The annotation file's own folder comes first, and is the one named when it is absent.
         own = [f for f in present if f.endswith(folder)]
-        self._folders = [*(own or [folder]), *(f for f in present if f not in own)]
+        folders = [*(own or [folder]), *(f for f in present if f not in own)]
+        parts = [folder.rsplit("/", 1)[-1] for folder in folders]
+        self._old = [not part.endswith("2017") for part in parts]
+        self._prefixes = [
+            f"{folder}/COCO_{part}_" if old else f"{folder}/"
+            for folder, part, old in zip(folders, parts, self._old, strict=True)
+        ]
+        self._folders = [f"{folder}/" for folder in folders]
 
     def __call__(self, image: Image) -> list[str]:
         name = image.file_name
-        digits = f"{image.id:012d}.jpg"
-        paths = []
-        for folder in self._folders:
-            part = folder.rsplit("/", 1)[-1]
-            renamed = digits if part.endswith("2017") else f"COCO_{part}_{digits}"
-            same_release = name.startswith("COCO_") == (not part.endswith("2017"))
-            paths.append(f"{folder}/{name if same_release else renamed}")
-        return paths
+        is_old = name.startswith("COCO_")
+        if is_old == self._old[0] and len(self._old) == 1:
+            return [self._folders[0] + name]
+        return [
+            folder + name if is_old == old else f"{prefix}{image.id:012d}.jpg"
+            for folder, prefix, old in zip(self._folders, self._prefixes, self._old, strict=True)
+        ]
 
 
 class _Leaks:
     """Why an image is left out: not of this part, or in an evaluation set."""
 
     def __init__(self, request: Request) -> None:
-        files = () if request.keep_leaks else (request.evaluation_files or ())
-        self.banned = evaluation_ids(files).coco_ids
+        self.banned = held_out_ids(request, beside=False).coco_ids
         self.only: np.ndarray[Any, np.dtype[np.int64]] | None = None
 
     def __call__(self, ids: np.ndarray[Any, np.dtype[np.int64]]) -> list[str | None]:
@@ -153,21 +164,58 @@ class _Leaks:
         return reasons
 
 
-def _karpathy_ids(path: AnyPath, request: Request) -> np.ndarray[Any, np.dtype[np.int64]]:
-    """The COCO ids of the split, sorted."""
+@dataclass
+class _Part:
+    """What Karpathy's file says of a split.
+
+    Attributes:
+        ids: ``[N]`` COCO ids, sorted.
+        indices: ``[N]`` where each is in his ``images``.
+        malformed: elements that could not be decoded.
+    """
+
+    ids: np.ndarray[Any, np.dtype[np.int64]]
+    indices: np.ndarray[Any, np.dtype[np.int64]]
+    malformed: list[tuple[int, str, bytes]] = field(default_factory=list)
+
+
+def _read_part(path: AnyPath, request: Request) -> _Part:
     if request.split not in KARPATHY_SPLITS:
         raise UserError(
             f"unknown split {request.split!r} of {path.name}",
             f"choose from {', '.join(KARPATHY_SPLITS)}",
         )
     wanted = KARPATHY_SPLITS[request.split]
-    kept: list[int] = []
+    ids: list[int] = []
+    indices: list[int] = []
+    malformed: list[tuple[int, str, bytes]] = []
     for elements in request.arrays(path, {"images": _KarpathySplit}):
-        if elements.malformed:
-            index, why, _ = elements.malformed[0]
-            raise UserError(f"{path}: images[{index}]: {why}", "download the split file again")
-        kept.extend(item.cocoid for item in elements.items if item.split in wanted)
-    return np.array(sorted(kept), dtype=np.int64)
+        malformed += elements.malformed
+        inside = [place for place, item in enumerate(elements.items) if item.split in wanted]
+        ids += [elements.items[place].cocoid for place in inside]
+        indices += elements.indices[inside].tolist()
+    order = np.argsort(np.array(ids, np.int64), kind="stable")
+    return _Part(np.array(ids, np.int64)[order], np.array(indices, np.int64)[order], malformed)
+
+
+def _add_lacking(path: AnyPath, part: _Part, records: Records) -> None:
+    """Images of the split that no official file has, and records of it that cannot be read.
+
+    They have no key: an annotation of such an image is one of an unknown image.
+    """
+    number = records.part(path, "images[{index}]")
+    records.malformed_images(number, part.malformed)
+    lacking = np.flatnonzero(~records.have_images(part.ids))
+    lacking = lacking[np.argsort(part.indices[lacking])]
+    records.images(
+        {
+            "id": [f"coco/{id_}" for id_ in part.ids[lacking].tolist()],
+            "part": np.full(len(lacking), number, np.int16),
+            "index": part.indices[lacking],
+            "problem": ["missing_record"] * len(lacking),
+            "detail": ["no official annotation file has a record of it"] * len(lacking),
+        }
+    )
 
 
 def _read_karpathy(path: AnyPath, request: Request, records: Records, exclude: _Leaks) -> None:

@@ -3,21 +3,26 @@
 Files: ``sbu-captions-all.json`` (three parallel arrays), or the older pair
 ``SBU_captioned_photo_dataset_{urls,captions}.txt`` (line n of one belongs to line n of the other).
 Images: ``images/<last part of the URL>``, or ``dataset/…`` as torchvision stores them. There is no
-official split.
+official split. A photograph's number is in its URL: those that Flickr30K or COCO hold out are left
+out.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 
 from xvlm_data.errors import UserError
+from xvlm_data.leaks.evaluation import flickr_photo
 from xvlm_data.raw.files import find_file, find_optional
 from xvlm_data.reading import Records
 from xvlm_data.records import CAPTION
 from xvlm_data.sources.base import Request, Source
+from xvlm_data.sources.held_out import held_out_ids
 from xvlm_data.sources.url_list import (
     is_url,
     last_part,
@@ -70,7 +75,15 @@ class Sbu(Source):
             urls_place = captions_place = "line {line}"
             urls = _text_column(urls_file, request)
             captions = _text_column(captions_file, request)
-        keys = _read_urls(urls, records.part(urls_file, urls_place), records, request.urls)
+        held_out = held_out_ids(
+            request,
+            beside=True,
+            absent="no evaluation files found: photographs of Flickr30K's test set were not left "
+            "out (put dataset_flickr30k.json into a flickr30k folder beside this one, or give "
+            "files with --exclude)",
+        ).flickr_ids
+        part = records.part(urls_file, urls_place)
+        keys = _read_urls(urls, part, records, held_out, as_urls=request.urls)
         records.images_complete()
         count = _read_captions(
             captions, keys, records.part(captions_file, captions_place), records, captions_file
@@ -84,7 +97,12 @@ class Sbu(Source):
 
 
 def _read_urls(
-    column: Column, part: int, records: Records, as_urls: bool
+    column: Column,
+    part: int,
+    records: Records,
+    held_out: npt.NDArray[np.int64],
+    *,
+    as_urls: bool,
 ) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
     """Image records; returns the key of each row (8 bytes each), -1 where the URL is unusable."""
     chunks = []
@@ -99,11 +117,34 @@ def _read_urls(
         chunk = np.full(len(values) + len(malformed), -1, dtype=np.int64)
         first = min([*indices, *(index for index, _, _ in malformed)], default=0)
         places = [index for _, index in good]
+        addresses = [url for url, _ in good]
         chunk[np.array(places, dtype=np.int64) - first] = write_images(
-            "sbu", [url for url, _ in good], places, part, records, name_image, as_urls=as_urls
+            "sbu",
+            addresses,
+            places,
+            part,
+            records,
+            name_image,
+            as_urls=as_urls,
+            problems=_held_out(addresses, held_out),
         )
         chunks.append(chunk)
     return np.concatenate(chunks) if chunks else np.zeros(0, np.int64)
+
+
+def _held_out(urls: Sequence[str], held_out: npt.NDArray[np.int64]) -> dict[str, Any] | None:
+    """Columns problem and detail: the photographs that evaluation sets hold out."""
+    if not len(held_out):
+        return None
+    photos = [flickr_photo(url) for url in urls]
+    leaks = np.isin([-1 if photo is None else photo for photo in photos], held_out).tolist()
+    return {
+        "problem": ["leak" if leak else None for leak in leaks],
+        "detail": [
+            f"Flickr photo {photo} is held out" if leak else None
+            for photo, leak in zip(photos, leaks, strict=True)
+        ],
+    }
 
 
 def _read_captions(

@@ -51,10 +51,12 @@ def write_images(
     name: NameImage,
     *,
     as_urls: bool,
+    problems: dict[str, Any] | None = None,
 ) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
     """One image record a URL; returns their keys. The same URL twice is the same image.
 
-    With ``as_urls`` the record's path is the URL itself.
+    With ``as_urls`` the record's path is the URL itself. ``problems`` are the columns problem and
+    detail, where some images are known to be left out.
     """
     named = [name(url) for url in urls]
     keys = np.fromiter((image_key(image) for image, _ in named), np.int64, len(named))
@@ -66,6 +68,7 @@ def write_images(
                 "paths": [[url] for url in urls] if as_urls else [paths for _, paths in named],
                 "part": np.full(len(urls), part, np.int16),
                 "index": indices,
+                **(problems or {}),
             }
         )
     return keys

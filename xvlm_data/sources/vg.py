@@ -19,13 +19,13 @@ import numpy as np
 import pyarrow as pa
 
 from xvlm_data.errors import UserError
-from xvlm_data.leaks import evaluation_ids, usual_evaluation_files
 from xvlm_data.raw.files import find_file, find_optional
 from xvlm_data.raw.json_arrays import Elements, Int64, decode_one
 from xvlm_data.reading import Reading, Records
 from xvlm_data.records import ABSENT, OBJECT, REGION, Sink, numbers, pixel_sides
 from xvlm_data.sources.base import Request, Source
-from xvlm_data.sources.coco_json import box_columns, numbers_of
+from xvlm_data.sources.coco_json import numbers_of
+from xvlm_data.sources.held_out import held_out_ids
 from xvlm_data.storage import AnyPath
 
 
@@ -56,12 +56,12 @@ class _Object(msgspec.Struct, gc=False):
     y: float
     w: float
     h: float
-    names: list[str] = []
-    object_names: list[str] = []
+    names: tuple[str, ...] = ()
+    object_names: tuple[str, ...] = ()
     attributes: list[str] | None = None
     object_id: Int64 | None = ABSENT
     id: Int64 | None = ABSENT
-    merged_object_ids: list[Int64] = []
+    merged_object_ids: tuple[Int64, ...] = ()
 
 
 class _Described(msgspec.Struct, gc=False):
@@ -148,17 +148,13 @@ class VisualGenome(Source):
 
 
 def _read_images(path: AnyPath, request: Request, records: Records) -> None:
-    files: Sequence[AnyPath] = ()
-    if not request.keep_leaks:
-        given = request.evaluation_files
-        files = usual_evaluation_files(request.root) if given is None else given
-        if not files:
-            request.notes.append(
-                "no evaluation files found: images of COCO val/test, RefCOCO and Flickr30K test "
-                "were not left out (put dataset_coco.json into a coco folder beside this one, or "
-                "give files with --exclude)"
-            )
-    held_out = evaluation_ids(files)
+    held_out = held_out_ids(
+        request,
+        beside=True,
+        absent="no evaluation files found: images of COCO val/test, RefCOCO and Flickr30K test "
+        "were not left out (put dataset_coco.json into a coco folder beside this one, or give "
+        "files with --exclude)",
+    )
     convert = partial(
         _add_images,
         part=records.part(path, "[{index}]"),
@@ -283,6 +279,14 @@ def _ids(items: list[Any], name: str) -> pa.Array:
     return found
 
 
+def _sides(items: list[Any], names: tuple[str, ...]) -> dict[str, np.ndarray[Any, Any]]:
+    """Columns x, y, w and h from the fields of these names."""
+    return {
+        side: np.fromiter(map(attrgetter(name), items), np.float64, len(items))
+        for side, name in zip("xywh", names, strict=True)
+    }
+
+
 def _add_regions(items: list[_Region], place: dict[str, Any], sink: Sink) -> None:
     sink.annotations(
         place
@@ -291,7 +295,7 @@ def _add_regions(items: list[_Region], place: dict[str, Any], sink: Sink) -> Non
             "annotation_id": _ids(items, "region_id"),
             "text": [item.phrase for item in items],
         }
-        | box_columns(map(attrgetter("x", "y", "width", "height"), items), len(items))
+        | _sides(items, ("x", "y", "width", "height"))
     )
 
 
@@ -303,13 +307,15 @@ def _add_objects(items: list[_Object], place: dict[str, Any], sink: Sink) -> Non
         | {
             "kind": np.full(len(items), OBJECT, np.int8),
             "annotation_id": ids,
-            "text": [next(iter(item.names or item.object_names), "") for item in items],
-            "attributes": [item.attributes for item in items],
+            "text": [
+                names[0] if (names := item.names or item.object_names) else "" for item in items
+            ],
         }
-        | box_columns(map(attrgetter("x", "y", "w", "h"), items), len(items))
+        | _attributes(items)
+        | _sides(items, ("x", "y", "w", "h"))
     )
-    merged = [place for place, item in enumerate(items) if item.merged_object_ids]
-    if merged:
+    if any(map(attrgetter("merged_object_ids"), items)):
+        merged = [place for place, item in enumerate(items) if item.merged_object_ids]
         counts = [len(items[i].merged_object_ids) for i in merged]
         rows = pa.array(np.repeat(merged, counts))
         sink.aliases(
@@ -321,15 +327,28 @@ def _add_objects(items: list[_Object], place: dict[str, Any], sink: Sink) -> Non
         )
 
 
+def _attributes(items: list[_Object]) -> dict[str, Any]:
+    """The column of attributes, where the file has any."""
+    if not any(map(attrgetter("attributes"), items)):
+        return {}
+    return {"attributes": [item.attributes for item in items]}
+
+
 def _describe(items: list[_Described], place: dict[str, Any], sink: Sink) -> None:
     """Attributes of objects read before; joined by object id within the image."""
-    rows = pa.array([i for i, item in enumerate(items) if item.attributes], pa.int64())
+    lists = [item.attributes or () for item in items]
+    lengths = np.fromiter(map(len, lists), np.int32, len(lists))
+    rows = pa.array(np.flatnonzero(lengths))
     if len(rows):
+        attributes = pa.ListArray.from_arrays(
+            pa.array(np.concatenate([np.zeros(1, np.int32), np.cumsum(lengths, dtype=np.int32)])),
+            pa.array(list(chain.from_iterable(lists)), pa.string()),
+        )
         sink.attributes(
             {name: pa.array(values).take(rows) for name, values in place.items()}
             | {
                 "annotation_id": _ids(items, "object_id").take(rows),
-                "attributes": [item.attributes for item in items if item.attributes],
+                "attributes": attributes.take(rows),
             }
         )
 

@@ -68,7 +68,8 @@ class EvalSet:
         skipped: rows left out of the last pass over the set, by reason.
 
     Raises:
-        UserError: no rows; on iterating, no readable image at all.
+        UserError: no rows; web addresses that are still to be downloaded; on iterating, no readable
+            image at all.
     """
 
     def __init__(
@@ -77,6 +78,8 @@ class EvalSet:
         total = sum(len(manifest) for manifest in manifests)
         if not total:
             raise UserError("the validation manifest is empty", "build it again; see its rejects")
+        for manifest in manifests:
+            manifest.require_images()
         count = total if limit is None else min(limit, total)
         self._rows = np.linspace(0, total - 1, count).round().astype(np.int64)
         self._manifests = list(manifests)

@@ -27,7 +27,7 @@ class Row:
     Attributes:
         id: manifest id.
         image: the ``image`` cell, ``{"bytes": ..., "path": ...}``.
-        width, height: pixels the boxes refer to.
+        width, height: pixels the boxes refer to; 0 where not known.
         boxes: ``[K, 4]`` float64 (cx, cy, w, h) in [0, 1]; NaN where the manifest has null.
         texts: as released, not cleaned; empty where null.
         attributes: of each concept; empty lists where there are none.

@@ -48,7 +48,8 @@ class Stream:
             ``unused``, instead of refusing them.
 
     Raises:
-        UserError: an empty manifest; one without a usable row; no usable row at all.
+        UserError: an empty manifest; one without a usable row; no usable row at all; one of web
+            addresses that are still to be downloaded.
     """
 
     def __init__(
@@ -71,6 +72,7 @@ class Stream:
         self._groups: list[tuple[int, int, int]] = []
         counts: list[int] = []
         for m, manifest in enumerate(self._manifests):
+            manifest.require_images()
             usable = self._count(manifest)
             if not any(usable.values()):
                 problem = self._unusable(manifest)
@@ -139,7 +141,9 @@ class Stream:
             reasons = ", ".join(f"{reason} {n}" for reason, n in sorted(skipped.items()))
             raise UserError(
                 f"step {step}: no usable row in a whole batch ({reasons})",
-                "see `xvlm-data inspect --validate`; were the images moved (--image-root)?",
+                "fetch the images with `xvlm-data download`"
+                if skipped["not_downloaded"]
+                else "see `xvlm-data inspect --validate`; were the images moved (--image-root)?",
             )
         return collate(
             samples,

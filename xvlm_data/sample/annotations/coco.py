@@ -42,7 +42,7 @@ from xvlm_data.sample.annotations.plan import (
     rewrite,
     spoilt,
 )
-from xvlm_data.sample.annotations.sizes import COCO, scaled
+from xvlm_data.sample.annotations.sizes import COCO
 from xvlm_data.sample.annotations.truth import Fate, Tally, without_image
 from xvlm_data.sample.coco import INFO, LICENSES
 from xvlm_data.sample.release import HOST
@@ -82,6 +82,7 @@ _CATEGORY_IDS = np.array([category["id"] for category in _CATEGORIES], dtype=np.
 _NO_CATEGORIES = np.array([0, 12, 26, 66, 83, 91, 999], dtype=np.int64)
 _CATEGORY = Weighted(zipf(len(_CATEGORIES)))
 
+_INFO = {**INFO, "description": "Annotations in the layout of COCO 2017, by xvlm-data sample"}
 _FIRST_CROWD_ID = 900_100_000_000  # twelve digits, as released: more than 32 bits
 _CROWDED = 5.0  # the fullest images have six times as many objects as the emptiest
 
@@ -91,10 +92,10 @@ def _plan(folder: Path, request: Request) -> Plan:
     images = CocoImages(request)
     files = []
     for part, name in enumerate(PARTS):
-        head = json.dumps({"info": INFO, "licenses": LICENSES}, separators=COMPACT)[:-1]
-        for kind, make, counts, size in (
-            ("instances", _instances, COCO.instances, 5_000),
-            ("captions", caption_block, COCO.captions, 20_000),
+        head = json.dumps({"info": _INFO, "licenses": LICENSES}, separators=COMPACT)[:-1]
+        for kind, make, count, size in (
+            ("instances", _instances, images.instances(part), 5_000),
+            ("captions", caption_block, images.captions(part), 20_000),
         ):
             tail = "]}"
             if kind == "instances":
@@ -106,7 +107,7 @@ def _plan(folder: Path, request: Request) -> Plan:
                         f'{head},"images": ['.encode(),
                         Run(partial(_images, images, part, kind), images.parts[part], 5_000),
                         b'],"annotations": [',
-                        Run(partial(make, images, part), scaled(counts[part], request.scale), size),
+                        Run(partial(make, images, part), count, size),
                         tail.encode(),
                     ],
                 )
@@ -132,7 +133,7 @@ def _truth(tally: Tally) -> dict[str, Any]:
             f"{part}/{name}": None if name in wanted else "other_split"
             for part in PARTS
             for name in KARPATHY
-        }
+        } | {f"karpathy/{name}": None for name in wanted}
 
     return {
         "splits": {split: tally.settle(parts(wanted)) for split, wanted in _SPLITS.items()},
@@ -207,9 +208,9 @@ def _instances(images: CocoImages, part: int, first: int, stop: int) -> Block:
     categories = _CATEGORY_IDS[_CATEGORY[random.integers(0, 1 << 16, count)]]
     astray = fates == Fate.UNKNOWN_CATEGORY
     categories = np.where(astray, random.choice(_NO_CATEGORIES, count), categories)
-    running = np.arange(first, stop) + part * scaled(COCO.instances[0], request.scale)
+    running = np.arange(first, stop) + part * images.instances(0)
     ids = ids_for(
-        sum(scaled(n, request.scale) for n in COCO.instances),
+        images.instances(0) + images.instances(1),
         request.seed,
         "coco/full/instances",
         ANNOTATION_ID_PRIME,

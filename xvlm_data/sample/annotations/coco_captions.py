@@ -10,14 +10,11 @@ import numpy as np
 from xvlm_data.sample.annotations import words
 from xvlm_data.sample.annotations.boxes import choose_fates, invalid_shares
 from xvlm_data.sample.annotations.chance import Numbers, Permutation, block_random, keys_of
-from xvlm_data.sample.annotations.coco_images import KARPATHY, PARTS, CocoImages
+from xvlm_data.sample.annotations.coco_images import CAPTIONS, KARPATHY, PARTS, CocoImages
 from xvlm_data.sample.annotations.coco_json import ANNOTATION_ID_PRIME, COMPACT, MALFORMED_CAPTIONS
 from xvlm_data.sample.annotations.files import Block
 from xvlm_data.sample.annotations.plan import ids_for, spoilt
-from xvlm_data.sample.annotations.sizes import COCO, scaled
 from xvlm_data.sample.annotations.truth import Fate, Tally, without_image
-
-_CAPTIONS = 5
 
 
 def _caption_image(images: CocoImages, part: int, captions: Numbers) -> Numbers:
@@ -25,7 +22,7 @@ def _caption_image(images: CocoImages, part: int, captions: Numbers) -> Numbers:
     count = images.parts[part]
     scatter = Permutation.of(images.request.seed, f"coco/{PARTS[part]}/sixth", count)
     return np.where(
-        captions < _CAPTIONS * count, captions // _CAPTIONS, scatter[captions % count]
+        captions < CAPTIONS * count, captions // CAPTIONS, scatter[captions % count]
     ) + images.before(part)
 
 
@@ -34,8 +31,7 @@ def _caption_texts(images: CocoImages, part: int, captions: Numbers) -> list[str
 
 
 def _caption_ids(images: CocoImages, part: int, captions: Numbers) -> Numbers:
-    scale = images.request.scale
-    sizes = [scaled(n, scale) for n in COCO.captions]
+    sizes = [images.captions(part) for part in range(len(PARTS))]
     ids = ids_for(sum(sizes), images.request.seed, "coco/full/captions", ANNOTATION_ID_PRIME)
     return ids.of_all(captions + part * sizes[0])
 
@@ -43,7 +39,7 @@ def _caption_ids(images: CocoImages, part: int, captions: Numbers) -> Numbers:
 def caption_block(images: CocoImages, part: int, first: int, stop: int) -> Block:
     """Records of ``captions_*.json``: those of one image are far apart."""
     request = images.request
-    total = scaled(COCO.captions[part], request.scale)
+    total = images.captions(part)
     captions = Permutation.of(request.seed, f"coco/{PARTS[part]}/captions", total)[
         np.arange(first, stop)
     ]
@@ -80,13 +76,13 @@ def karpathy_block(images: CocoImages, first: int, stop: int) -> Block:
     for part in range(len(PARTS)):
         before = images.before(part)
         inside = numbers[(numbers >= before) & (numbers < before + images.parts[part])]
-        captions = ((inside - before)[:, None] * _CAPTIONS + np.arange(_CAPTIONS)).ravel()
+        captions = ((inside - before)[:, None] * CAPTIONS + np.arange(CAPTIONS)).ravel()
         pairs = zip(
             _caption_ids(images, part, captions).tolist(),
             _caption_texts(images, part, captions),
             strict=True,
         )
-        for number, *five in zip(inside.tolist(), *[pairs] * _CAPTIONS, strict=True):
+        for number, *five in zip(inside.tolist(), *[pairs] * CAPTIONS, strict=True):
             said[number] = five
     records = []
     for running, (number, cocoid, split) in enumerate(
@@ -119,4 +115,8 @@ def karpathy_block(images: CocoImages, first: int, stop: int) -> Block:
                 "cocoid": cocoid,
             }
         )
-    return Block(json.dumps(records)[1:-1].encode())
+    tally = Tally()
+    lacking = images.fates(numbers) == Fate.MALFORMED
+    for split, count in enumerate(np.bincount(images.karpathy(numbers)[lacking]).tolist()):
+        tally.add("image", f"karpathy/{KARPATHY[split]}", Fate.MISSING_RECORD, count)
+    return Block(json.dumps(records)[1:-1].encode(), tally)

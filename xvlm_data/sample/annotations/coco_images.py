@@ -15,6 +15,7 @@ from xvlm_data.sample.annotations.truth import Fates, Tally
 from xvlm_data.sample.coco import IMAGE_ID_PRIME
 
 PARTS = ("train2017", "val2017")
+CAPTIONS = 5  # of every image; a few have one more
 KARPATHY = ("train", "restval", "val", "test")
 
 
@@ -77,6 +78,15 @@ class CocoImages(Images):
         rest = self._val2014.inverse(ranks) + self.of_train2014
         inside = self._train2014.inverse(np.minimum(rest, self.parts[0] - 1))
         return np.where(rest < self.parts[0], inside, rest)
+
+    def instances(self, part: int) -> int:
+        """How many annotations with boxes a part has."""
+        return scaled(COCO.instances[part], self.request.scale)
+
+    def captions(self, part: int) -> int:
+        """How many captions a part has: five an image, and a few more."""
+        more = COCO.captions[part] - CAPTIONS * COCO.images[part]
+        return CAPTIONS * self.parts[part] + scaled(more, self.request.scale)
 
     def before(self, part: int) -> int:
         """How many images the parts before this one have."""

@@ -34,6 +34,7 @@ class Fate(IntEnum):
     UNKNOWN_CATEGORY = 10
     MALFORMED = 11
     DUPLICATE_IMAGE = 12
+    MISSING_RECORD = 13  # an image of Karpathy's split that the official files lack
 
     @property
     def reason(self) -> str:
@@ -45,7 +46,13 @@ Fates = npt.NDArray[np.int8]
 
 _FILTERED = {Fate.SMALL.reason, Fate.CROWD.reason, Fate.TEXT_OVERLAP.reason, "other_split", "leak"}
 #: Outcomes that hold before anyone asks whether the image is wanted.
-_ANYWAY = {Fate.UNKNOWN_IMAGE, Fate.UNKNOWN_CATEGORY, Fate.MALFORMED, Fate.DUPLICATE_IMAGE}
+_ANYWAY = {
+    Fate.UNKNOWN_IMAGE,
+    Fate.UNKNOWN_CATEGORY,
+    Fate.MALFORMED,
+    Fate.DUPLICATE_IMAGE,
+    Fate.MISSING_RECORD,
+}
 _KEPT = {Fate.KEPT, Fate.CLIPPED}
 
 

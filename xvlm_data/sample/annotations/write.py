@@ -25,7 +25,8 @@ _MODULES = {
 }
 SOURCES = tuple(_MODULES)
 TRUTH = "truth.json"
-_FORMAT = 1  # of marker and truth: raised whenever the same seed gives other bytes
+#: Of marker and truth: raised whenever the same seed gives other bytes
+FORMAT = 1
 
 OpenStage = Callable[[str, int], Any]
 
@@ -84,7 +85,7 @@ def _write(
     plan = _plan(source, folder, request)
     with stage(f"writing {source}", sum(file.records for file in plan.files)) as advance:
         tally = write_files(plan.files, workers, advance)
-    about = {"format": _FORMAT, "source": source, **asdict(request)}
+    about = {"format": FORMAT, "source": source, **asdict(request)}
     truth = {**about, **plan.truth(tally)}
     (folder / TRUTH).write_text(json.dumps(truth, indent=2) + "\n", encoding="utf-8")
     (folder / MARKER).write_text(json.dumps(about) + "\n", encoding="utf-8")
