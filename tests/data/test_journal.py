@@ -321,9 +321,6 @@ def test_a_file_that_is_gone_in_the_meantime_is_told(interrupted: tuple[Path, Pa
         build_all("coco", root, out, shard_rows=1)
 
 
-@pytest.mark.xfail(
-    strict=True, reason="sources read evaluation files without Request.on_open: none is checked"
-)
 def test_an_evaluation_file_that_changes_in_the_meantime_is_told(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -135,7 +135,7 @@ def test_every_rule_in_its_order(
             assert (judged.boxes[place] >= 0).all()
             assert (judged.boxes[place] <= 1).all()
     every = np.ones(len(records), bool)
-    assert [text or None for text in judged.reasons.texts(every).to_pylist()] == expected
+    assert [text or None for text in judged.reasons.labels(every).to_pylist()] == expected
     assert judged.reasons.kept.tolist() == [reason is None for reason in expected]
     assert judged.reasons.counts(every) == Counter(filter(None, expected))
 
@@ -163,7 +163,7 @@ def test_the_first_reason_stays(first: list[str | None], marks: list[tuple[set[i
         ]
         assert given_names(reasons) == expected
     odd = np.arange(len(first)) % 2 == 1
-    assert reasons.texts(odd).to_pylist() == [name or "" for name in expected[1::2]]
+    assert reasons.labels(odd).to_pylist() == [name or "" for name in expected[1::2]]
     assert reasons.counts(odd) == Counter(filter(None, expected[1::2]))
     only = reasons.only(["a", "y", "nobody's"])
     assert given_names(only) == [name if name in ("a", "y") else None for name in expected]

@@ -70,17 +70,20 @@ def by_pairs(texts: list[str], images: list[int], limit: float) -> list[bool]:
     images=st.lists(st.lists(TEXTS, max_size=8), max_size=4),
     limit=LIMITS,
     pairs=st.sampled_from([1, 3, 1 << 20]),
+    piece=st.sampled_from([1, 4, 9, 1 << 16]),
     skip=st.integers(0, 2),
 )
 def test_equals_comparing_all_pairs(
-    images: list[list[str]], limit: float, pairs: int, skip: int
+    images: list[list[str]], limit: float, pairs: int, piece: int, skip: int
 ) -> None:
     texts = [text for group in images for text in group]
     numbers = [number for number, group in enumerate(images) for _ in group]
     # As a part of a larger array, whose buffers begin earlier.
     sliced = pa.array(["red dog"] * skip + texts, pa.string()).slice(skip)
     with pytest.MonkeyPatch.context() as patch:
+        overlap._powers(), overlap._inverses()  # of the full size, which are kept
         patch.setattr(overlap, "_PAIRS", pairs)
+        patch.setattr(overlap, "_PIECE", piece)
         found = overlapping(sliced, np.array(numbers, np.int64), limit)
     assert found.tolist() == by_pairs(texts, numbers, limit)
 
