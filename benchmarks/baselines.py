@@ -120,7 +120,7 @@ def _naive_coco(files: list[str], rows: dict[int, dict[str, Any]]) -> None:
 
 
 def _naive_vg(files: list[str], rows: dict[int, dict[str, Any]]) -> None:
-    images, regions, objects, attributes = files
+    images, regions, objects, attributes = files[:4]  # the rest are of evaluation sets
 
     def region(image: Any) -> None:
         _each(

@@ -226,6 +226,7 @@ def _run(
             )
         source.read(request, records)
         records.close()
+        journal.check_all_inputs()
     for folder in (SHARDS_FOLDER, STAGED_FOLDER):
         (journal.folder / folder).mkdir(parents=True, exist_ok=True)
     if evaluated is not None:

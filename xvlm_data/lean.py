@@ -14,7 +14,7 @@ _KEPT = 256 << 20
 
 
 class _NoPandas(MetaPathFinder):
-    """Says that pandas is not installed."""
+    """Says that pandas is not installed, unless it is imported already."""
 
     def find_spec(self, fullname: str, path: Any, target: Any = None) -> None:
         """Refuse pandas, leave the rest to others."""
@@ -30,11 +30,15 @@ def make_lean() -> None:
     heap beside the C library's. And pyarrow imports pandas, where that is installed, to recognise
     its types: 40 MB and 0.3 s in each process, for types that do not occur here.
     """
-    if not any(isinstance(finder, _NoPandas) for finder in sys.meta_path):
-        sys.meta_path.insert(0, _NoPandas())
     import pyarrow as pa
 
     pa.set_memory_pool(pa.system_memory_pool())
+    finder = _NoPandas()
+    sys.meta_path.insert(0, finder)
+    try:
+        pa.array([0])  # pyarrow looks for pandas once, and remembers
+    finally:
+        sys.meta_path.remove(finder)
     with suppress(OSError, AttributeError):  # another C library
         libc = ctypes.CDLL(None)
         libc.mallopt(_M_TRIM_THRESHOLD, _KEPT)

@@ -8,6 +8,7 @@ index is above t, at least m = ⌊t·|A|⌋ + 1 words of A are in B, so one of t
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -247,13 +248,12 @@ def _close_pairs(tokens: _Tokens, limit: float) -> tuple[Int64s, Int64s]:
     return np.concatenate(firsts), np.concatenate(seconds)
 
 
-def _pairs(groups: Int64s, members: Int64s) -> list[tuple[Int64s, Int64s]]:
+def _pairs(groups: Int64s, members: Int64s) -> Iterator[tuple[Int64s, Int64s]]:
     """All pairs of members within each group (sorted), each pair once, in bounded pieces."""
     begin = np.flatnonzero(_changes(groups))
     lengths = np.diff(begin, append=len(groups))
     later = np.arange(len(groups)) - np.repeat(begin, lengths)  # partners that come before
     done = np.cumsum(later)
-    pieces = []
     start = 0
     while start < len(groups):
         before = int(done[start - 1]) if start else 0
@@ -265,9 +265,8 @@ def _pairs(groups: Int64s, members: Int64s) -> list[tuple[Int64s, Int64s]]:
         one, other = members[first], members[second]
         if len(one):
             pairs = np.unique(one * (int(other.max()) + 1) + other)
-            pieces.append(np.divmod(pairs, int(other.max()) + 1))
+            yield np.divmod(pairs, int(other.max()) + 1)
         start = stop
-    return pieces
 
 
 def _shared(

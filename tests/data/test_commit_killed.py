@@ -7,8 +7,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
-
 #: Each build runs in a fork, so that a kill is one: no ``finally`` runs and nothing is flushed.
 #: A step is a call that changes a folder, from the moment on that the commit is recorded.
 SCRIPT = """
@@ -90,11 +88,6 @@ print(json.dumps({"files": len(wanted), "steps": step, "failed": failed, "other"
 """
 
 
-@pytest.mark.xfail(
-    strict=True,
-    reason="a journal that is half removed has records whose files are gone, and is trusted; "
-    "and the part file of manifest.json stays when it was not renamed",
-)
 def test_a_kill_at_any_step_of_the_commit_is_no_loss(tmp_path: Path) -> None:
     sample = [sys.executable, "-m", "xvlm_data", "sample", "--annotations-only", "--source", "coco"]
     subprocess.run(

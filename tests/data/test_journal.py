@@ -311,9 +311,6 @@ def test_a_file_that_appears_in_the_meantime_is_told(
         build_all("coco", root, out, shard_rows=1)
 
 
-@pytest.mark.xfail(
-    strict=True, reason="build._run does not call Journal.check_all_inputs after reading"
-)
 def test_a_file_that_is_gone_in_the_meantime_is_told(interrupted: tuple[Path, Path]) -> None:
     root, out = interrupted
     (root / "annotations/captions_train2017.json").unlink()

@@ -7,6 +7,7 @@ replaced sample at training time.
 from __future__ import annotations
 
 import io
+import re
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
@@ -255,5 +256,7 @@ def _fetch(url: str, limits: Limits) -> bytes:
 
 
 def _brief(error: Exception) -> str:
+    """The first line of an error, the same each time: Pillow's tell where in memory a file is."""
     text = str(error).splitlines()[0] if str(error) else ""
+    text = re.sub(r" ?<\S+ object at 0x[0-9a-f]+>", "", text)
     return text[:200] or type(error).__name__

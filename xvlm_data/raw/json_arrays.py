@@ -450,7 +450,7 @@ class ArrayReader:
         try:
             with memoryview(data) as view:
                 items = self._decoder.decode(view[begin - 1 : cut + 2])
-        except (msgspec.DecodeError, UnicodeDecodeError):
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
             items = None
         data[begin - 1], data[cut + 1] = before, after
         if items is None:
@@ -499,7 +499,7 @@ class ArrayReader:
     def _decode(self, body: bytes, found: Elements[Any]) -> None:
         try:
             items = self._decoder.decode(b"[" + body + b"]")
-        except (msgspec.DecodeError, UnicodeDecodeError):
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
             self._one_by_one(body, found)
         else:
             found.items += items
