@@ -75,7 +75,7 @@ class BuildOptions:
     keep_leaks: bool = False
     check: Check = "decode"
     limits: Limits = field(default_factory=Limits)
-    shard_rows: int = 10_000
+    shard_rows: int = 5_000
     shortest_side: int | None = None
     quality: int = 90
 

@@ -108,7 +108,7 @@ from xvlm_data.sources import SOURCES
 @click.option(
     "--shard-rows",
     type=click.IntRange(1),
-    default=10_000,
+    default=5_000,
     show_default=True,
     help="Images of the release a file, each file a task of its own.",
 )
