@@ -21,14 +21,8 @@ from xvlm_data.engines import Engine
 from xvlm_data.image_index import DUPLICATE, ImageIndex, make_index
 from xvlm_data.journal import Journal
 from xvlm_data.raw.files import open_raw
-from xvlm_data.raw.json_arrays import (
-    Array,
-    ArrayReader,
-    Elements,
-    JsonDocument,
-    find_element,
-    separator_lead,
-)
+from xvlm_data.raw.json_arrays import ArrayReader, Elements, find_element, separator_lead
+from xvlm_data.raw.json_document import Array, JsonDocument
 from xvlm_data.raw.lines import read_lines
 from xvlm_data.records import KINDS, Sink, count_kinds
 from xvlm_data.sources.base import Request
@@ -237,7 +231,7 @@ class Records(Sink):
             early: leave the rest of the file for a later call.
 
         Raises:
-            UserError: as `raw.json_arrays.read_arrays`.
+            UserError: as `raw.json_document.read_arrays`.
         """
         given: dict[str, list[Any]] = {}
         self.flush()

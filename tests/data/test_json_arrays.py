@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from xvlm_data.errors import UserError
-from xvlm_data.raw.json_arrays import read_arrays
+from xvlm_data.raw.json_document import read_arrays
 
 NASTY = st.sampled_from(["", '"', "\\", '\\"', "]}", ',{"', "é\u2028", "\\\\", "a,b"])
 VALUES = st.recursive(

@@ -28,7 +28,8 @@ import numpy.typing as npt
 
 from xvlm_data.errors import UserError
 from xvlm_data.raw.files import open_raw
-from xvlm_data.raw.json_arrays import Int64, read_arrays
+from xvlm_data.raw.json_arrays import Int64
+from xvlm_data.raw.json_document import read_arrays
 from xvlm_data.raw.lines import read_lines
 from xvlm_data.raw.pickles import read_pickle
 

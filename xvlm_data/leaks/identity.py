@@ -24,7 +24,8 @@ from xvlm_data.errors import UserError
 from xvlm_data.leaks.evaluation import Ids, flickr_photo
 from xvlm_data.manifest import Manifest
 from xvlm_data.raw.files import open_raw
-from xvlm_data.raw.json_arrays import Int64, read_arrays
+from xvlm_data.raw.json_arrays import Int64
+from xvlm_data.raw.json_document import read_arrays
 
 #: What the number in a row's id is, by the part of the id before the slash.
 _NUMBERING = {

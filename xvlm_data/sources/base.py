@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import pyarrow as pa
 
-from xvlm_data.raw.json_arrays import Elements, read_arrays
+from xvlm_data.raw.json_arrays import Elements
+from xvlm_data.raw.json_document import read_arrays
 from xvlm_data.raw.lines import read_lines
 from xvlm_data.storage import AnyPath
 from xvlm_data.text import SlashedNames
@@ -50,7 +51,7 @@ class Request:
     inputs: list[AnyPath] = field(default_factory=list)
 
     def arrays(self, path: AnyPath, wanted: dict[str, Any]) -> Iterator[Elements[Any]]:
-        """`raw.json_arrays.read_arrays` with progress; the file is noted as read."""
+        """`raw.json_document.read_arrays` with progress; the file is noted as read."""
         with self.reading(path) as advance:
             yield from read_arrays(path, wanted, on_bytes=advance)
 
