@@ -82,6 +82,12 @@ _PATIENCE = 1_800.0
     help="Kill builds of the first source so often, and compare every byte.",
 )
 @click.option(
+    "--script/--no-script",
+    default=True,
+    show_default=True,
+    help="Measure the naive json script too, which takes most of the time.",
+)
+@click.option(
     "--json",
     "json_out",
     type=click.Path(path_type=Path, dir_okay=False),
@@ -101,6 +107,7 @@ def main(
     peer_rounds: int,
     kill_count: int,
     json_out: Path | None,
+    script: bool,
 ) -> None:
     """Measure builds beside the mere parsing of their files, a naive script, and other tools.
 
@@ -132,7 +139,8 @@ def main(
             _say(f"{source}: parsing {base.skipped}; measured at scale {parse_scale:g} instead")
             base = parse(prepare(data, source, min(parse_scale, scale), seed))
         ours = xvlm(release, out / source, workers)
-        contests.append(Contest(source, release, [base, ours, naive(release)]))
+        others = [naive(release)] if script else []
+        contests.append(Contest(source, release, [base, ours, *others]))
         run_rounds(contests[-1].methods, rounds, _say)
     clean_contests: list[Contest] = []
     spoilt: list[Method] = []

@@ -210,7 +210,10 @@ def visual_genome(root: Path, held_out: set[int]) -> Found:
                     ids.add((owner, item["object_id"]))
                 found.add(kind, reason, clipped)
     found.unattached = sum(
-        bool(item.get("attributes")) and (element["image_id"], item["object_id"]) not in ids
+        bool(item.get("attributes"))
+        and (
+            (element["image_id"], item["object_id"]) not in ids or element["image_id"] not in sizes
+        )
         for element in load("attributes")
         for item in element["attributes"]
     )

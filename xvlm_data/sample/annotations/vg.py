@@ -309,7 +309,8 @@ def _attribute_block(images: VgImages, first: int, stop: int) -> Block:
     ]
     objects.rewrite(texts)
     # This file is whole: what is spoilt in objects.json leaves attributes of no object behind.
-    gone = (objects.fates == Fate.MALFORMED) | (owned.fates != Fate.KEPT)[owned.owner]
+    no_image = (owned.fates != Fate.KEPT) | (images.fates(owned.numbers) == Fate.MALFORMED)
+    gone = (objects.fates == Fate.MALFORMED) | no_image[owned.owner]
     tally = Tally()
     tally.unattached_attributes = int((described & gone).sum())
     start, elements = 0, []
