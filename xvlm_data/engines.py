@@ -8,6 +8,7 @@ is replaced and its task tried again.
 from __future__ import annotations
 
 import os
+import socket
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
@@ -194,6 +195,7 @@ class Ray:
     def __enter__(self) -> Ray:
         ray = self._ray
         if not ray.is_initialized():
+            _check_reachable(self._address)
             local = {} if self._address else {"num_cpus": self.workers or None}
             try:
                 ray.init(
@@ -232,6 +234,20 @@ class Ray:
                     "run the same command again; it goes on where it was",
                 ) from error
             yield result
+
+
+def _check_reachable(address: str | None) -> None:
+    """Ray itself tries an address that nobody listens at for minutes, and then ends the process."""
+    host, _, port = (address or "").rpartition("://")[2].rpartition(":")
+    if not (host and port.isdigit()):
+        return  # a new cluster, or "auto"
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
+    except (OSError, OverflowError) as error:
+        raise UserError(
+            f"no Ray cluster at {address}: {error}",
+            "start one with `ray start --head`, or leave --address out",
+        ) from None
 
 
 def open_engine(name: str, workers: int, address: str | None = None) -> Engine:

@@ -181,10 +181,16 @@ def _record(
     plan: ShardPlan, number: int, counts: Counts, rejects: list[pa.Table]
 ) -> dict[str, Any]:
     table = pa.concat_tables([REJECTS.empty_table(), *rejects]).combine_chunks()
-    # Blocks depend on how raw files were cut into ranges; the order of rejects must not.
+    # Blocks depend on how raw files were cut into ranges; the order of rejects must not, nor that
+    # of their labels.
     others = pc.not_equal(table["kind"].cast(pa.string()), "image").to_numpy()
     if (others[1:] < others[:-1]).any():
         table = table.take(pa.array(np.argsort(others, kind="stable")))
+    for place, field in enumerate(table.schema):
+        if pa.types.is_dictionary(field.type):
+            again = table[field.name].cast(pa.string()).dictionary_encode()
+            table = table.set_column(place, field, again)
+    table = table.combine_chunks()
     batches = table.to_batches() or [pa.RecordBatch.from_pylist([], REJECTS)]
     write_batches(rejects_path(plan.folder, number), batches)
     return {"counts": counts.to_dict(), "rejects": len(table)}
