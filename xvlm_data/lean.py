@@ -10,7 +10,7 @@ from typing import Any
 
 #: glibc's names for when memory is mapped by itself, and given back.
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
-_KEPT = 256 << 20
+_KEPT = 64 << 20
 
 
 class _NoPandas(MetaPathFinder):
