@@ -267,7 +267,7 @@ def test_other_options_and_inputs_are_told_in_one_line(
     root, out = interrupted
     command = ["--source", "coco", "--root", str(root), "--out", str(out)]
     line = one_line(run(*command))
-    assert "options.shard_rows: 1 there, 10000 now" in line
+    assert "options.shard_rows: 1 there, 5000 now" in line
     command += ["--shard-rows", "1"]
     line = one_line(run(*command, "--min-area", "0.5"))
     assert "options.rules.min_area: 0.01 there, 0.5 now" in line
