@@ -15,7 +15,7 @@ from xvlm_data.text import normalise_text
 
 IDS = st.none() | st.integers(0, 5) | st.sampled_from([-1, 2**63 - 1])
 NAMES = st.lists(st.sampled_from(["red", " red", "tall", "", " ", "Tall", "e\u0301"]), max_size=3)
-ORDINALS = st.integers(0, 3)
+ORDINALS = st.integers(0, 1)
 
 
 def table(rows: list[dict[str, Any]], schema: pa.Schema, *names: str) -> pa.Table:
@@ -71,7 +71,7 @@ def joined(
         attributes=st.none() | NAMES,
     ),
     attributes=rows_of(annotation_id=IDS, attributes=NAMES, index=st.integers(0, 9)),
-    aliases=st.none() | rows_of(annotation_id=st.integers(0, 5), alias=st.integers(0, 7)),
+    aliases=st.none() | rows_of(annotation_id=st.integers(0, 5), alias=st.integers(4, 6)),
     own=st.booleans(),
 )
 def test_objects_get_what_another_file_says_of_their_ids(

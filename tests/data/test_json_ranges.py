@@ -246,12 +246,8 @@ def test_ranges_as_tasks_give_every_element_once_and_in_its_place(
         assert found.raw == ({"caption": len(elements)} if elements else {})
 
 
-def test_ranges_are_read_again_only_where_the_guess_was_wrong(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    items = [{"id": n, "tag": [{"id": 1}, {"id": 2}] if n == 50 else None} for n in range(100)]
-    path = tmp_path / "x.json"
-    path.write_text(json.dumps({"a": items}))
+def spied(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, bool]]:
+    """Where each task that runs begins, and whether it has to guess where its elements do."""
     begun: list[tuple[int, bool]] = []
     run = reading.run_task
 
@@ -260,6 +256,33 @@ def test_ranges_are_read_again_only_where_the_guess_was_wrong(
         return run(task)
 
     monkeypatch.setattr(reading, "run_task", spying)
+    return begun
+
+
+@pytest.mark.parametrize("size", range(100, 130))
+def test_nothing_is_read_twice_wherever_ranges_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, size: int
+) -> None:
+    items = [{"id": n, "tag": "x"} for n in range(10, 60)]  # all of one length
+    path = tmp_path / "x.json"
+    path.write_text(json.dumps({"a": items}))
+    begun = spied(monkeypatch)
+    monkeypatch.setattr(json_arrays, "PIECE", 64)
+    monkeypatch.setattr(reading, "RANGE", size)
+    with records(tmp_path) as found:
+        found.read_arrays(path, {"a": Reading(Item, convert)})
+        assert rows(tmp_path, found) == truth(items)
+    assert [guess for _, guess in begun] == [False] + [True] * (len(begun) - 1)
+    assert len(begun) > 8
+
+
+def test_ranges_are_read_again_only_where_the_guess_was_wrong(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    items = [{"id": n, "tag": [{"id": 1}, {"id": 2}] if n == 50 else None} for n in range(100)]
+    path = tmp_path / "x.json"
+    path.write_text(json.dumps({"a": items}))
+    begun = spied(monkeypatch)
     monkeypatch.setattr(json_arrays, "PIECE", 64)
     monkeypatch.setattr(reading, "RANGE", path.read_text().index(']}, {"id": 51') - 20)
     with records(tmp_path) as found:

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from xvlm_data.records import ANNOTATIONS, CAPTION, OBJECT, REGION
-from xvlm_data.rules import Reasons, Rules, judge
+from xvlm_data.rules import Judged, Reasons, Rules, judge
 from xvlm_data.text import words
 
 SIDES = st.one_of(
@@ -138,6 +138,35 @@ def test_every_rule_in_its_order(
     assert [text or None for text in judged.reasons.labels(every).to_pylist()] == expected
     assert judged.reasons.kept.tolist() == [reason is None for reason in expected]
     assert judged.reasons.counts(every) == Counter(filter(None, expected))
+
+
+def judged_boxes(*boxes: tuple[float, ...], kind: int = OBJECT, text: str = "a dog") -> Judged:
+    """What the default rules say of boxes in one image of 100 x 80."""
+    columns = {side: [box[place] for box in boxes] for place, side in enumerate("xywh")}
+    count = len(boxes)
+    return judge(
+        pa.table({"kind": pa.array([kind] * count, pa.int8()), **columns}),
+        np.zeros(count, np.int64),
+        np.array([[100, 80]]),
+        Reasons(np.zeros(1, np.int16)),
+        pa.array([text] * count),
+        Rules(),
+    )
+
+
+def test_one_percent_is_not_less_than_one_percent() -> None:
+    judged = judged_boxes((0.0, 0.0, 10.0, 8.0), (0.0, 0.0, 10.0, 7.99))
+    assert given_names(judged.reasons) == [None, "small"]
+
+
+def test_the_rounding_of_decimals_is_no_clipping() -> None:
+    judged = judged_boxes((-0.01, 0.0, 50.0, 50.0), (-0.03, 0.0, 50.0, 50.0), (60.0, 0, 40.03, 9))
+    assert judged.clipped.tolist() == [False, True, True]
+
+
+def test_a_region_that_is_left_out_anyway_has_no_part_in_overlaps() -> None:
+    judged = judged_boxes((0, 0, 5.0, 5.0), (0, 0, 50.0, 50.0), (9.0, 9, 50.0, 50.0), kind=REGION)
+    assert given_names(judged.reasons) == ["small", None, "text_overlap"]
 
 
 TEXTS = st.lists(st.sampled_from([None, "a", "b", "c"]), max_size=8)

@@ -138,8 +138,8 @@ def test_memory_is_bounded_when_one_image_says_the_same_thousands_of_times(count
 @pytest.mark.xfail(
     strict=True,
     raises=AssertionError,
-    reason="_pairs is a list of all pieces, and all close pairs are kept until the end: memory "
-    "grows with the square of an image's texts",
+    reason="all close pairs are kept until the end: memory grows with the square of the texts "
+    "of an image",
 )
 def test_memory_is_bounded_when_an_image_has_thousands_of_texts_of_shared_words(
     monkeypatch: pytest.MonkeyPatch,

@@ -21,8 +21,10 @@ PIECES = st.sampled_from(
         *" ~!a\t\n\x00\x1c\x7f\x85\xa0\u1680\u2003\u2028\u3000\u200b\ufeff\u180e\u0344한",
     ]
 )
-TEXTS = st.lists(PIECES | st.text(max_size=3), max_size=8).map("".join) | st.text(
-    alphabet=st.characters(min_codepoint=31, max_codepoint=127), max_size=8
+TEXTS = (
+    st.lists(PIECES | st.text(max_size=3), max_size=8).map("".join)
+    | st.text(alphabet=st.characters(min_codepoint=31, max_codepoint=127), max_size=8)
+    | st.text(alphabet=" ab", max_size=6)
 )
 
 
