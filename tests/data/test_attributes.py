@@ -116,3 +116,16 @@ def test_attributes_are_tidy_once_each_and_of_objects_alone(
 def test_lists_with_nulls_inside_are_read_as_empty_texts() -> None:
     lists = pa.array([["a", None, "a"], None], pa.list_(pa.string()))
     assert clean_attributes(lists, np.array([True, True])).to_pylist() == [["a"], []]
+
+
+def test_an_id_that_two_objects_took_over_goes_to_the_smaller() -> None:
+    objects = [{"ordinal": 0, "kind": OBJECT, "annotation_id": number} for number in (9, 2, 4)]
+    attributes = [{"ordinal": 0, "annotation_id": 7, "attributes": ["red"], "index": 0}]
+    aliases = [{"ordinal": 0, "annotation_id": number, "alias": 7} for number in (9, 2, 4)]
+    found, loose = join_attributes(
+        table(objects, ANNOTATIONS, "kind", "annotation_id"),
+        table(attributes, ATTRIBUTES, "annotation_id", "attributes", "index"),
+        table(aliases, ALIASES, "annotation_id", "alias"),
+    )
+    assert found["attributes"].to_pylist() == [None, ["red"], None]
+    assert len(loose) == 0

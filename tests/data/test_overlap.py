@@ -111,6 +111,13 @@ def test_a_limit_that_is_met_exactly_is_not_exceeded() -> None:
     assert overlapping(texts, images, 0.7499).tolist() == [False, True]
 
 
+def test_only_the_first_apostrophe_joins_a_word() -> None:
+    texts = pa.array(["rock'n'roll", "roll, rock'n", "dogs' 'n' cats", "n dogs cats", "dog's"])
+    expected = [False, True, False, True, False]
+    assert overlapping(texts, np.zeros(5, np.int64), 0.9).tolist() == expected
+    assert by_pairs(texts.to_pylist(), [0] * 5, 0.9) == expected
+
+
 def test_what_was_left_out_leaves_nothing_out() -> None:
     texts = pa.array(["a b c d", "a b c d e", "b c d e f"])
     assert overlapping(texts, np.zeros(3, np.int64), 0.65).tolist() == [False, True, False]
