@@ -123,7 +123,7 @@ class Sink:
     def take(self) -> dict[str, pa.Table]:
         """All rows so far, by table; columns that nobody gave are absent. Forgets them."""
         taken = {
-            name: pa.concat_tables(tables, promote_options="default")
+            name: _in_raw_order(pa.concat_tables(tables, promote_options="default"))
             for name, tables in self._tables.items()
         }
         self._tables = {}
@@ -133,6 +133,16 @@ class Sink:
         table = _table(columns, TABLES[name])
         if len(table):
             self._tables.setdefault(name, []).append(table)
+
+
+def _in_raw_order(table: pa.Table) -> pa.Table:
+    """Sources add malformed elements apart from the others; their place must not depend on that."""
+    if "index" not in table.column_names:
+        return table
+    index, part = (pc.fill_null(column(table, name), 0).to_numpy() for name in ("index", "part"))
+    if not ((index[1:] < index[:-1]) & (part[1:] == part[:-1])).any():
+        return table
+    return table.take(pa.array(np.lexsort((index, part))))
 
 
 def pixel_sides(values: Sequence[int]) -> pa.Array:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
+from multiprocessing import forkserver
 
 import pytest
 
@@ -32,6 +33,8 @@ def object_store(*buckets: str) -> Iterator[dict[str, str]]:
             for name, value in environment.items():
                 patch.setenv(name, value)
             s3fs.S3FileSystem.clear_instance_cache()
+            # Workers have the environment of their server, which an earlier test may have started.
+            forkserver._forkserver._stop()  # type: ignore[attr-defined]
             for bucket in buckets:
                 s3fs.S3FileSystem().mkdir(bucket)
             yield environment

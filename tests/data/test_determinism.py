@@ -74,20 +74,8 @@ def test_bytes_are_the_same_whoever_works(
     assert contents(source, root, tmp_path / "2", processes, **options) == one
 
 
-MOVES = pytest.mark.xfail(
-    strict=True, reason="sources add malformed elements before the good ones of their range"
-)
-STAY = [("vg", "manifest"), ("openimages", "manifest"), ("sbu", "manifest"), ("sbu", "rejects")]
-
-
-@pytest.mark.parametrize(
-    ("source", "which"),
-    [
-        pytest.param(source, which, marks=[] if (source, which) in STAY else [MOVES])
-        for source in BUILDS
-        for which in ("manifest", "rejects")
-    ],
-)
+@pytest.mark.parametrize("which", ["manifest", "rejects"])
+@pytest.mark.parametrize("source", BUILDS)
 def test_bytes_are_the_same_however_files_are_cut(
     raw: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, source: str, which: str
 ) -> None:

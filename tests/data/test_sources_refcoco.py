@@ -322,14 +322,15 @@ def test_wrong_records_of_the_google_release(tmp_path: Path) -> None:
         categories=[{"id": 1, "name": "person"}, {"id": "?"}],
     )
     read = read_source("refcocog", root, tmp_path / "r", "google-val")
-    assert [r["problem"] for r in read.images] == ["malformed", "malformed", None]
+    assert [r["problem"] for r in read.images] == ["malformed", None, "malformed"]
     assert [(r["index"], r["problem"]) for r in read.of_kind(REGION)] == [
         (7, None),
         (8, "malformed"),
-        (99, "malformed"),
         (9, "unknown_annotation"),
+        (99, "malformed"),
     ]
-    assert [r["problem"] for r in read.of_kind(QUESTION)] == [None, "malformed", "malformed"]
+    # In the order of their places; a key that is no number has none.
+    assert [r["problem"] for r in read.of_kind(QUESTION)] == ["malformed", None, "malformed"]
 
 
 @pytest.mark.parametrize("data", [b"[]", b'{"images": {}}', b'{"images": {"1": {', b"\xff\xfe{}"])
