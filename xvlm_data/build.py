@@ -15,7 +15,7 @@ from typing import Any, Literal, Protocol
 
 import pyarrow as pa
 
-from xvlm_data import __version__
+from xvlm_data import __version__, reading
 from xvlm_data.engines import Engine
 from xvlm_data.errors import UserError
 from xvlm_data.images.check import Check, ImageChecker
@@ -165,7 +165,8 @@ def build(
         "generator": f"xvlm {__version__}",
         "licence": source.licence,
     }
-    plan = info | {"root": str(root), "image_root": str(image_root)}
+    # Tasks are told apart by their numbers, so files must be cut in the same places throughout.
+    plan = info | {"root": str(root), "image_root": str(image_root), "range": reading.RANGE}
     if options.compares_images:
         plan["evaluation_images"] = {given: stamp(given) for given in options.exclude_images}
     with _journal(out, plan, restart) as journal, _collector_off():

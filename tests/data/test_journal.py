@@ -363,3 +363,31 @@ def test_a_lock_whose_folder_was_removed_by_its_holder_is_taken_anew(tmp_path: P
         assert (tmp_path / "j/x.json").exists()
     with Journal(tmp_path / "j", {}) as third:
         assert third.done("x") == {}
+
+
+def test_a_build_is_refused_where_files_would_be_cut_elsewhere(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Another version may read in larger pieces: going on would lose lines, or repeat them.
+    from xvlm_data import reading, shard
+
+    root = tmp_path / "raw"
+    root.mkdir()
+    lines = [f"picture {n}\thttp://example.org/{n}.jpg\n" for n in range(300)]
+    (root / "GCC-training.tsv").write_text("".join(lines))
+
+    def cut_off(*_: object) -> None:
+        raise OSError("the disk went away")
+
+    def run(**more: Any) -> dict[str, Any]:
+        return build_all("cc3m", root, tmp_path / "m", images="url", check="none", **more)[0]
+
+    with monkeypatch.context() as patch:
+        patch.setattr(reading, "RANGE", 1_000)
+        patch.setattr(shard, "_rows", cut_off)
+        with pytest.raises(UserError, match="goes on where it was"):
+            run()
+    monkeypatch.setattr(reading, "RANGE", 3_000)
+    with pytest.raises(UserError, match="range: 1000 there, 3000 now"):
+        run()
+    assert run(restart=True)["rows"] == 300
