@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from string import Formatter
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -84,31 +85,53 @@ class RejectsMaker:
 
     def _locations(self, records: pa.Table, part: pa.Array) -> pa.Array:
         """``annotations[7] id=12``, by each part's own template."""
-        numbers = {"index": column(records, "index")}
-        numbers["line"] = pc.add(numbers["index"], 1)
-        numbers["sub"] = column(records, "sub")
-        texts = {name: values.cast(pa.string()) for name, values in numbers.items()}
-        found: pa.Array | None = None
-        for place in pc.unique(part).to_pylist():
-            here = _filled(self.parts[place][1], texts)
-            found = here if found is None else pc.if_else(pc.equal(part, place), here, found)
-        if found is None:
+        parts = pc.unique(part)
+        templates = [_pieces(self.parts[place][1]) for place in parts.to_pylist()]
+        if not templates:
             return pa.array([], pa.string())
-        if "annotation_id" not in records.column_names:
-            return found
-        ids = column(records, "annotation_id").cast(pa.string())
-        named = pc.binary_join_element_wise(found, ids, " id=")
-        return pc.coalesce(named, found)
+        if len({names for _, names in templates}) > 1:  # of sources with files of several layouts
+            return self._apart(records, part, parts)
+        numbers = {"index": column(records, "index"), "sub": column(records, "sub")}
+        if "line" in templates[0][1]:
+            numbers["line"] = pc.add(numbers["index"], 1)
+        template = pc.index_in(part, value_set=parts)
+        literals: list[Any] = [
+            texts[0] if len(templates) == 1 else pa.array(texts).take(template)
+            for texts in zip(*(texts for texts, _ in templates), strict=True)
+        ]
+        pieces = [literals[0]]
+        for name, literal in zip(templates[0][1], literals[1:], strict=True):
+            pieces += [pc.fill_null(numbers[name].cast(pa.string()), "?"), literal]
+        if "annotation_id" in records.column_names:
+            ids = column(records, "annotation_id").cast(pa.string())
+            if not ids.null_count:
+                pieces += [" id=", ids]
+            else:
+                named = pc.binary_join_element_wise(" id=", ids, "")
+                pieces.append(pc.fill_null(named, ""))
+        return pc.binary_join_element_wise(*pieces, "")
+
+    def _apart(self, records: pa.Table, part: pa.Array, parts: pa.Array) -> pa.Array:
+        """The same, part by part."""
+        places = [np.flatnonzero(pc.equal(part, place)) for place in parts]
+        found = [
+            self._locations(records.take(pa.array(rows)), part.take(pa.array(rows)))
+            for rows in places
+        ]
+        back = np.argsort(np.concatenate(places), kind="stable")
+        return pa.concat_arrays(found).take(pa.array(back))
 
 
-def _filled(template: str, texts: dict[str, pa.Array]) -> pa.Array:
-    pieces: list[Any] = []
+def _pieces(template: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """(texts, names) of a template: names stand between the texts, one fewer."""
+    texts, names = [], []
     for literal, name, _, _ in Formatter().parse(template):
-        if literal:
-            pieces.append(pa.scalar(literal))
+        texts.append(literal)
         if name:
-            pieces.append(pc.fill_null(texts[name], "?"))
-    return pc.binary_join_element_wise(*pieces, "")
+            names.append(name)
+    if len(texts) == len(names):
+        texts.append("")
+    return tuple(texts), tuple(names)
 
 
 def _describe(annotations: pa.Table, reasons: pa.DictionaryArray) -> pa.Array:

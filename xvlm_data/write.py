@@ -162,6 +162,7 @@ class RejectsWriter:
             REJECTS,
             compression="snappy",
             use_dictionary=["source_file", "kind", "reason"],
+            write_statistics=["source_file", "kind", "reason"],
         )
 
     def write(self, table: pa.Table) -> None:

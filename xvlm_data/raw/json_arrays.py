@@ -146,9 +146,10 @@ class ArrayReader:
         data[begin - 1], data[cut + 1] = before, after
         if items is None:
             piece = bytes(memoryview(data)[begin : cut + 1])
-            if not Scan(piece).whole:
+            scan = Scan(piece)
+            if not scan.whole:
                 return self._exact(found)
-            self._one_by_one(piece, found)
+            self._one_by_one(scan, found)
         else:
             found.items += items
             self.count += len(items)
@@ -191,13 +192,13 @@ class ArrayReader:
         try:
             items = self._decoder.decode(b"[" + body + b"]")
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-            self._one_by_one(body, found)
+            self._one_by_one(Scan(body), found)
         else:
             found.items += items
             self.count += len(items)
 
-    def _one_by_one(self, body: bytes, found: Elements[Any]) -> None:
-        scan = Scan(body)
+    def _one_by_one(self, scan: Scan, found: Elements[Any]) -> None:
+        body = scan.data
         cuts = [-1, *scan.commas(len(body), 0).tolist(), len(body)]
         for number in range(len(cuts) - 1):
             text = body[cuts[number] + 1 : cuts[number + 1]]
