@@ -8,6 +8,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from xvlm_data.records import ABSENT, ATTRIBUTES, OBJECT, column
+from xvlm_data.sorting import stable_order
 from xvlm_data.text import normalise_texts
 
 Int64s = npt.NDArray[np.int64]
@@ -36,7 +37,7 @@ def join_attributes(
     object_ordinals = annotations["ordinal"].to_numpy()[objects]
     # (image, id) pairs of both tables as numbers that can be compared.
     codes, object_codes = _codes(ordinals, ids, object_ordinals, object_ids)
-    order = np.argsort(codes, kind="stable")
+    order = stable_order(codes)
     joined = column(attributes, "attributes", ATTRIBUTES).take(pa.array(order))
     ordered = codes[order]
     begin = np.flatnonzero(np.diff(ordered, prepend=-1))

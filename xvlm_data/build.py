@@ -38,6 +38,7 @@ from xvlm_data.shard import (
 )
 from xvlm_data.sources import Request, Source, get_source
 from xvlm_data.sources.base import OpenProgress
+from xvlm_data.spill import close_spills
 from xvlm_data.storage import AnyPath, is_local
 from xvlm_data.text import SlashedNames
 from xvlm_data.write import RejectsWriter, check_out, move_into_place
@@ -175,6 +176,7 @@ def build(
             done = _run(journal, source, request, info, options, progress, engine)
             journal.record("commit", done)
         move_into_place(journal.folder / STAGED_FOLDER, out, done)
+        close_spills()
         journal.discard()
     return done
 

@@ -176,12 +176,16 @@ def build_command(
     if exclude_distance is not None and not exclude_perceptual:
         raise click.UsageError("--exclude-distance belongs to --exclude-perceptual")
 
+    from xvlm_data.engines import open_engine, start_fork_server
+
+    workers = workers or os.cpu_count() or 1
+    if engine == "local" and workers > 1:
+        start_fork_server()
     from xvlm_data.lean import make_lean
 
     make_lean()
     from xvlm_data.build import BuildOptions, build
     from xvlm_data.console import Bars, stdout
-    from xvlm_data.engines import open_engine
     from xvlm_data.images.decode import Limits
     from xvlm_data.sources import get_source
     from xvlm_data.storage import as_path
@@ -198,7 +202,7 @@ def build_command(
         **same,
     )
     place = as_path(out or f"manifests/{source}")
-    with open_engine(engine, workers or os.cpu_count() or 1, address) as opened:
+    with open_engine(engine, workers, address) as opened:
         summary = build(
             source,
             as_path(root or f"raw/{source}"),

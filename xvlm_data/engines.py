@@ -62,6 +62,17 @@ class Inline:
         return map(function, tasks)
 
 
+def start_fork_server() -> None:
+    """Start the process that workers of :class:`Processes` are forked from, and do not wait for it.
+
+    It imports all that tasks need, so starting it first hides the time that takes.
+    """
+    from multiprocessing import forkserver
+
+    forkserver.set_forkserver_preload(["xvlm_data.tasks"])
+    forkserver.ensure_running()
+
+
 class Processes:
     """Processes of this machine, started when the first task comes."""
 
@@ -123,8 +134,8 @@ class Processes:
 
             # Not "fork": this process has threads. The server forks, so that workers share the
             # memory of what they import.
+            start_fork_server()
             context = multiprocessing.get_context("forkserver")
-            context.set_forkserver_preload(["xvlm_data.tasks"])
             self._pool = ProcessPoolExecutor(self.workers, context, initializer=_start_worker)
         return self._pool.submit(function, task)
 

@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from xvlm_data.array_files import load_array, save_arrays
+from xvlm_data.sorting import stable_order
 from xvlm_data.storage import AnyPath
 
 Int64s = npt.NDArray[np.int64]
@@ -22,7 +23,7 @@ Int64s = npt.NDArray[np.int64]
 #: What becomes of an image record that is not the first of its image.
 SAME, DUPLICATE = -1, -2
 
-#: Keys that lie closer together than this are looked up in a table, 4 bytes an entry: a search among
+#: Keys that lie closer together are looked up in a table, 4 bytes an entry: a search among
 #: sorted keys misses the cache at each step, and annotations come in any order.
 _TABLE_FACTOR, _TABLE_FREE = 4, 4 << 20
 
@@ -117,7 +118,7 @@ def make_index(
     has_key = np.concatenate([np.zeros(0, bool), *known])
     part = np.concatenate([np.zeros(0, np.int16), *parts])
     keyed = np.flatnonzero(has_key)
-    order = keyed[np.argsort(all_keys[keyed], kind="stable")]
+    order = keyed[stable_order(all_keys[keyed])]
     ordered = all_keys[order]
     first = np.ones(len(order), bool)
     first[1:] = ordered[1:] != ordered[:-1]

@@ -154,14 +154,17 @@ class Reformulator:
             found = pa.array(list(names.values()), pa.string()).take(
                 pc.index_in(labels, value_set=known)
             )
-            text = pc.if_else(here, found, text)
+            text = found if here.true_count == len(here) else pc.if_else(here, found, text)
             unknown = pc.and_(here, found.is_null())
             if unknown.true_count:
                 problem = pc.if_else(unknown, "unknown_category", problem)
                 said = pc.binary_join_element_wise(
-                    pa.scalar("category"), labels.cast(pa.string()), "is not in the file", " "
+                    pa.scalar("category"),
+                    labels.filter(unknown).cast(pa.string()),
+                    "is not in the file",
+                    " ",
                 )
-                detail = pc.if_else(unknown, said, detail)
+                detail = pc.replace_with_mask(detail, unknown, said)
         named = annotations.drop_columns(
             [n for n in ("text", "problem", "detail", "label") if n in annotations.column_names]
         )

@@ -13,6 +13,7 @@ import pyarrow.compute as pc
 
 from xvlm_data.records import IMAGES, KINDS, column
 from xvlm_data.schema import REJECTS
+from xvlm_data.sorting import stable_order
 
 #: A raw file (relative to the release) and how its elements are called.
 Part = tuple[str, str]
@@ -118,7 +119,7 @@ class RejectsMaker:
             self._locations(records.take(pa.array(rows)), part.take(pa.array(rows)))
             for rows in places
         ]
-        back = np.argsort(np.concatenate(places), kind="stable")
+        back = stable_order(np.concatenate(places))
         return pa.concat_arrays(found).take(pa.array(back))
 
 

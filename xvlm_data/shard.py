@@ -24,14 +24,17 @@ from xvlm_data.records import ANNOTATIONS, KINDS, column, count_kinds
 from xvlm_data.reformulate import Counts, Reformulator
 from xvlm_data.rejects import repeat_label
 from xvlm_data.schema import REJECTS
+from xvlm_data.sorting import stable_order
 from xvlm_data.spill import Spill, open_spill, read_cut, read_images, shard_count, write_batches
 from xvlm_data.storage import AnyPath
 from xvlm_data.write import SHARD_NAME, ShardWriter
 
 SHARDS_FOLDER, STAGED_FOLDER = "shards", "staged"
 
-#: Images that are worked on at once: fewer where their bytes lie in memory.
-BLOCK_IMAGES, BLOCK_EMBEDDED = 2_048, 256
+#: Annotations that are worked on at once, about: more leave the cache, fewer cost more calls.
+BLOCK_ANNOTATIONS = 100_000
+#: Images at most, and where their bytes lie in memory.
+BLOCK_IMAGES, BLOCK_EMBEDDED = 8_192, 256
 
 
 @dataclass(frozen=True)
@@ -92,8 +95,8 @@ def _rows(plan: ShardPlan, number: int) -> dict[str, Any]:
     path = plan.folder / STAGED_FOLDER / SHARD_NAME.format(number)
     threads = ThreadPoolExecutor(plan.threads) if plan.threads > 1 else nullcontext(None)
     with ShardWriter(path, plan.schema) as writer, threads as pool:
-        for images, ordinals in _blocks(plan, number):
-            of_row = annotations["ordinal"].to_numpy()
+        of_row = annotations["ordinal"].to_numpy()
+        for images, ordinals in _blocks(plan, number, of_row):
             stop = int(np.searchsorted(of_row, ordinals[-1], side="right"))
             table, rejected = plan.reformulator(
                 images,
@@ -108,8 +111,16 @@ def _rows(plan: ShardPlan, number: int) -> dict[str, Any]:
     return _record(plan, number, counts, rejects) | {"shard": writer.entry()}
 
 
-def _blocks(plan: ShardPlan, number: int) -> Iterator[tuple[pa.Table, np.ndarray[Any, Any]]]:
-    """Images of a shard with their ordinals, some at a time; repeats left out."""
+def _blocks(
+    plan: ShardPlan, number: int, of_row: np.ndarray[Any, Any]
+) -> Iterator[tuple[pa.Table, np.ndarray[Any, Any]]]:
+    """Images of a shard with their ordinals, some at a time; repeats left out.
+
+    Args:
+        plan: of the build.
+        number: of the shard.
+        of_row: the ordinal of each of its annotations, ascending.
+    """
     if number + 1 >= len(plan.shard_records):
         return
     first, last = plan.shard_records[number : number + 2]
@@ -118,8 +129,14 @@ def _blocks(plan: ShardPlan, number: int) -> Iterator[tuple[pa.Table, np.ndarray
     for start, rows in read_images(plan.folder / READ_FOLDER, plan.spills, first, last):
         ordinals = np.array(index.records[start : start + len(rows)])
         rows, ordinals = rows.filter(pa.array(ordinals >= 0)), ordinals[ordinals >= 0]
-        for place in range(0, len(rows), size):
-            yield rows.slice(place, size).combine_chunks(), ordinals[place : place + size]
+        ends = np.searchsorted(of_row, ordinals, side="right")
+        place = 0
+        while place < len(rows):
+            before = ends[place - 1] if place else np.searchsorted(of_row, ordinals[0])
+            filled = int(np.searchsorted(ends, before + BLOCK_ANNOTATIONS, side="right"))
+            stop = min(max(filled, place + 1), place + size)
+            yield rows.slice(place, stop - place).combine_chunks(), ordinals[place:stop]
+            place = stop
 
 
 def _annotations(plan: ShardPlan, number: int, counts: Counts, rejects: list[pa.Table]) -> pa.Table:
@@ -128,9 +145,6 @@ def _annotations(plan: ShardPlan, number: int, counts: Counts, rejects: list[pa.
     found = read_cut(folder, plan.spills, "annotations", number)
     if found is None:
         found = _empty_annotations()
-    order = found["ordinal"].to_numpy() * 4 + found["kind"].to_numpy()
-    if (order[1:] < order[:-1]).any():
-        found = found.take(pa.array(np.argsort(order, kind="stable"))).combine_chunks()
     attributes = read_cut(folder, plan.spills, "attributes", number)
     if attributes is not None:
         aliases = read_cut(folder, plan.spills, "aliases", number)
@@ -185,15 +199,27 @@ def _record(
     # of their labels.
     others = pc.not_equal(table["kind"].cast(pa.string()), "image").to_numpy()
     if (others[1:] < others[:-1]).any():
-        table = table.take(pa.array(np.argsort(others, kind="stable")))
+        table = table.take(pa.array(stable_order(others.view(np.int8))))
     for place, field in enumerate(table.schema):
         if pa.types.is_dictionary(field.type):
-            again = table[field.name].cast(pa.string()).dictionary_encode()
-            table = table.set_column(place, field, again)
+            table = table.set_column(place, field, _by_appearance(column(table, field.name)))
     table = table.combine_chunks()
     batches = table.to_batches() or [pa.RecordBatch.from_pylist([], REJECTS)]
     write_batches(rejects_path(plan.folder, number), batches)
     return {"counts": counts.to_dict(), "rejects": len(table)}
+
+
+def _by_appearance(labels: pa.DictionaryArray) -> pa.DictionaryArray:
+    """The same labels, listed in the order in which they appear, and no others."""
+    distinct = labels.dictionary.unique()
+    codes = pc.index_in(labels.dictionary, value_set=distinct).take(labels.indices).to_numpy()
+    first = np.full(len(distinct), len(codes))
+    first[codes[::-1]] = np.arange(len(codes))[::-1]
+    order = np.argsort(first)
+    rank = np.empty(len(order), np.int32)
+    rank[order] = np.arange(len(order))
+    used = order[: np.count_nonzero(first < len(codes))]
+    return pa.DictionaryArray.from_arrays(rank[codes], distinct.take(pa.array(used)))
 
 
 def read_rejects(folder: AnyPath, number: int) -> pa.Table:

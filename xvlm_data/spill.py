@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 from bisect import bisect_left
 from collections.abc import Iterator, Sequence
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -17,11 +18,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from xvlm_data.image_index import ImageIndex, Int64s
-from xvlm_data.records import IMAGES, column
+from xvlm_data.records import IMAGES, KINDS, column
+from xvlm_data.sorting import stable_order
 from xvlm_data.storage import AnyPath, is_local
 
 #: Image records are not sorted; a batch of them is what is read at once.
-IMAGE_BATCH = 4_096
+IMAGE_BATCH = 8_192
 
 #: What a spill's record says: name, base (what to add to ``index``), and per table its file, its
 #: rows and, where it is cut by shard, the shards of its batches.
@@ -67,7 +69,7 @@ def cut_by_shard(
     after_all = shard_count(index.images, size) * size
     ordinals = index.find(pc.fill_null(keys, 0).to_numpy(), known, after_all)
     if (ordinals[1:] < ordinals[:-1]).any():
-        order = np.argsort(ordinals, kind="stable")
+        order = stable_order(ordinals)
         ordinals = ordinals[order]
         table = table.take(pa.array(order))
     if "key" in table.column_names:
@@ -99,14 +101,29 @@ def write_batches(path: AnyPath, batches: Sequence[pa.RecordBatch]) -> None:
 
 
 def open_spill(path: AnyPath) -> pa.ipc.RecordBatchFileReader:
-    """Open a spill file; what is read of it lives as long as the batches do."""
+    """Open a spill file; what is read of it lives as long as the batches do.
+
+    A local one stays open until :func:`close_spills`: each shard reads a bit of every spill.
+    """
     if is_local(path):
-        return pa.ipc.open_file(pa.memory_map(str(path)))
+        found = path.stat()
+        return _opened(str(path), found.st_ino, found.st_mtime_ns)
     return pa.ipc.open_file(path.open("rb"))
 
 
+@lru_cache(maxsize=256)
+def _opened(path: str, inode: int, modified: int) -> pa.ipc.RecordBatchFileReader:
+    """The other arguments tell a file from a later one at the same place."""
+    return pa.ipc.open_file(pa.OSFile(path))
+
+
+def close_spills() -> None:
+    """Let go of the files that are open, so that their space on the disk is free once removed."""
+    _opened.cache_clear()
+
+
 def read_cut(folder: AnyPath, spills: Sequence[Spill], kind: str, shard: int) -> pa.Table | None:
-    """The rows of one shard in one table, in raw order within each image; None if there are none.
+    """The rows of one shard in one table, sorted by image, kind and place; None if there are none.
 
     The column ``index`` is made global.
     """
@@ -124,9 +141,11 @@ def read_cut(folder: AnyPath, spills: Sequence[Spill], kind: str, shard: int) ->
     table = pa.concat_tables(
         [pa.Table.from_batches([batch]) for batch in found], promote_options="default"
     ).combine_chunks()
-    ordinals = table["ordinal"].to_numpy()
-    if (ordinals[1:] < ordinals[:-1]).any():
-        table = table.take(pa.array(np.argsort(ordinals, kind="stable")))
+    order = table["ordinal"].to_numpy()
+    if "kind" in table.column_names:
+        order = order * len(KINDS) + table["kind"].to_numpy()
+    if (order[1:] < order[:-1]).any():
+        table = table.take(pa.array(stable_order(order)))
     return table
 
 

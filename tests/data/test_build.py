@@ -235,7 +235,7 @@ def test_no_permission_is_one_clear_line() -> None:
         )
         (base / "closed").mkdir(mode=0o700)
         for target in (root, base / "closed"):
-            command = ["build", "--source", "coco", "--root", str(target)]
+            command = ["build", "--workers", "1", "--source", "coco", "--root", str(target)]
             done = subprocess.run(
                 [sys.executable, "-c", code, *command, "--out", str(base / "out/m")],
                 capture_output=True,

@@ -15,7 +15,6 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-import fsspec
 from PIL import Image
 
 from xvlm_data.errors import UserError
@@ -277,6 +276,8 @@ def stamp(given: str) -> str:
         for file in image_files(folder):
             add(str(file.relative_to(folder)), file)
         return digest.hexdigest()
+    import fsspec  # it takes long to import, and few builds come here
+
     manifest = open_manifest(given)
     for shard in manifest.shards:
         fs, path = fsspec.core.url_to_fs(shard.url)

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import combinations
 from math import comb
 
@@ -59,10 +60,13 @@ def perceptual_hash(image: Image.Image) -> int | None:
 def distances(left: Hashes, right: Hashes) -> npt.NDArray[np.uint8]:
     """``[N]`` differing bits of ``[N]`` pairs."""
     parts = np.ascontiguousarray(left ^ right).view(np.uint16).reshape(*left.shape, 4)
-    return _ONES[parts].sum(axis=-1, dtype=np.uint8)
+    return _ones()[parts].sum(axis=-1, dtype=np.uint8)
 
 
-_ONES = np.array([number.bit_count() for number in range(1 << 16)], np.uint8)
+@lru_cache(maxsize=1)
+def _ones() -> npt.NDArray[np.uint8]:
+    """How many bits of each 16-bit number are set."""
+    return np.array([number.bit_count() for number in range(1 << 16)], np.uint8)
 
 
 @dataclass(frozen=True)

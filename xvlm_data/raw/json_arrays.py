@@ -32,8 +32,8 @@ T = TypeVar("T")
 #: An integer that a column can hold; anything larger is a malformed element.
 Int64 = Annotated[int, msgspec.Meta(ge=-(2**63), le=2**63 - 1)]
 
-#: Bytes decoded in one call: small enough that one bad element costs little to find.
-PIECE = 16 << 10
+#: Bytes decoded in one call, and in one call where a bad element has been met.
+PIECE, CAREFUL_PIECE = 64 << 10, 4 << 10
 
 
 @dataclass
@@ -93,6 +93,7 @@ class ArrayReader:
         self._window = Window(path, file, start, chunk, on_bytes)
         self._decoder: msgspec.json.Decoder[list[Any]] = msgspec.json.Decoder(list[kind])
         self._start = start
+        self._careful_until = start
 
     def __iter__(self) -> Iterator[Elements[Any]]:
         window = self._window
@@ -128,7 +129,8 @@ class ArrayReader:
         cut = -1
         if self.separator is not None:
             begin = self._element_start()
-            wanted = begin + PIECE
+            careful = window.offset(begin) < self._careful_until
+            wanted = begin + (CAREFUL_PIECE if careful else PIECE)
             if self.stop is not None:
                 wanted = max(min(wanted, self.stop - window.offset(0)), begin)
             cut = data.find(self.separator, wanted, window.end)
@@ -144,6 +146,9 @@ class ArrayReader:
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
             items = None
         data[begin - 1], data[cut + 1] = before, after
+        if items is None and not careful:
+            self._careful_until = window.offset(cut)
+            return True
         if items is None:
             piece = bytes(memoryview(data)[begin : cut + 1])
             scan = Scan(piece)
@@ -166,7 +171,7 @@ class ArrayReader:
     def _exact(self, found: Elements[Any]) -> bool:
         """Scan for the end of the array or of the elements that are whole here; decode them."""
         window = self._window
-        size = 4 * PIECE
+        size = PIECE
         while True:
             text = window.text(size)
             scan = Scan(text)

@@ -10,7 +10,7 @@ from xvlm_data.raw.json_scan import SPACE
 from xvlm_data.storage import AnyPath
 
 #: Bytes read at a time.
-CHUNK = 2 << 20
+CHUNK = 512 << 10
 #: No element of any release comes near this; a larger one is a damaged or hostile file.
 MAX_ELEMENT = 256 << 20
 

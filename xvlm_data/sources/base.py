@@ -7,16 +7,15 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar
 
-import pyarrow as pa
-
-from xvlm_data.raw.json_arrays import Elements
-from xvlm_data.raw.json_document import read_arrays
-from xvlm_data.raw.lines import read_lines
 from xvlm_data.storage import AnyPath
-from xvlm_data.text import SlashedNames
 
 if TYPE_CHECKING:
+    # Not at run time: the command line asks for the names of sources before anything else.
+    import pyarrow as pa
+
+    from xvlm_data.raw.json_arrays import Elements
     from xvlm_data.reading import Records
+    from xvlm_data.text import SlashedNames
 
 #: Opens a progress display for a file: its name and size in, a function that advances it out.
 OpenProgress = Callable[[str, int], AbstractContextManager[Callable[[int], None]]]
@@ -52,11 +51,15 @@ class Request:
 
     def arrays(self, path: AnyPath, wanted: dict[str, Any]) -> Iterator[Elements[Any]]:
         """`raw.json_document.read_arrays` with progress; the file is noted as read."""
+        from xvlm_data.raw.json_document import read_arrays
+
         with self.reading(path) as advance:
             yield from read_arrays(path, wanted, on_bytes=advance)
 
     def lines(self, path: AnyPath) -> Iterator[tuple[int, list[bytes]]]:
         """`raw.lines.read_lines` with progress; the file is noted as read."""
+        from xvlm_data.raw.lines import read_lines
+
         with self.reading(path) as advance:
             yield from read_lines(path, on_bytes=advance)
 
