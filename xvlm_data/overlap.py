@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from xvlm_data.sorting import stable_order
 from xvlm_data.text import rows_of, text_bytes, words
 
 Int64s = npt.NDArray[np.int64]
@@ -83,7 +84,7 @@ class _Tokens:
         own = hashes ^ _mixed((images + 1).astype(np.uint64) * np.uint64(_FACTOR))[rows]
         words = pa.array(own).dictionary_encode().indices.to_numpy()
         frequency = np.bincount(words)
-        by_frequency = np.argsort(frequency, kind="stable")
+        by_frequency = stable_order(frequency)
         number = np.empty(len(frequency), np.int64)
         number[by_frequency] = np.arange(len(frequency))
         bits = len(frequency).bit_length()
