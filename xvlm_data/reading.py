@@ -123,6 +123,7 @@ class _ArrayRange(_Range):
             )
             for elements in reader:
                 convert(elements, sink)
+                sink.settle()
         return {
             "start": start,
             "end": reader.end,

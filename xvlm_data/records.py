@@ -13,6 +13,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from xvlm_data.sorting import stable_order
+
 CAPTION, REGION, OBJECT, QUESTION = 0, 1, 2, 3
 #: ``question`` is what evaluation sets ask of an image; it is no concept.
 KINDS = ("caption", "region", "object", "question")
@@ -89,6 +91,7 @@ class Sink:
 
     def __init__(self) -> None:
         self._tables: dict[str, list[pa.Table]] = {}
+        self._settled: dict[str, int] = {}
 
     def images(self, columns: Columns) -> None:
         """Add rows of :data:`IMAGES`; columns not given are null."""
@@ -120,19 +123,28 @@ class Sink:
         """Rows of all tables that wait to be taken."""
         return sum(len(table) for tables in self._tables.values() for table in tables)
 
+    def settle(self) -> None:
+        """Put what has been added since the last time in raw order: what comes later is later."""
+        for name, tables in self._tables.items():
+            settled = self._settled.get(name, 0)
+            if len(tables) > settled + 1:
+                tables[settled:] = [_in_raw_order(_joined(tables[settled:]))]
+            self._settled[name] = len(tables)
+
     def take(self) -> dict[str, pa.Table]:
         """All rows so far, by table; columns that nobody gave are absent. Forgets them."""
-        taken = {
-            name: _in_raw_order(pa.concat_tables(tables, promote_options="default"))
-            for name, tables in self._tables.items()
-        }
-        self._tables = {}
+        taken = {name: _in_raw_order(_joined(tables)) for name, tables in self._tables.items()}
+        self._tables, self._settled = {}, {}
         return taken
 
     def _add(self, name: str, columns: Columns) -> None:
         table = _table(columns, TABLES[name])
         if len(table):
             self._tables.setdefault(name, []).append(table)
+
+
+def _joined(tables: Sequence[pa.Table]) -> pa.Table:
+    return pa.concat_tables(tables, promote_options="default")
 
 
 def _in_raw_order(table: pa.Table) -> pa.Table:
@@ -142,7 +154,8 @@ def _in_raw_order(table: pa.Table) -> pa.Table:
     index, part = (pc.fill_null(column(table, name), 0).to_numpy() for name in ("index", "part"))
     if not ((index[1:] < index[:-1]) & (part[1:] == part[:-1])).any():
         return table
-    return table.take(pa.array(np.lexsort((index, part))))
+    order = stable_order(index)
+    return table.take(pa.array(order[stable_order(part[order])]))
 
 
 def pixel_sides(values: Sequence[int]) -> pa.Array:
