@@ -125,10 +125,11 @@ def _words_of(texts: pa.Array) -> tuple[Int64s, UInt64s]:
         begin = end
     if slow.any():
         fast = ~slow[rows]
+        places = np.flatnonzero(slow)
         extra = [
             (row, _hash(word))
-            for row in np.flatnonzero(slow).tolist()
-            for word in words(texts[row].as_py())
+            for row, text in zip(places.tolist(), texts.take(places).to_pylist(), strict=True)
+            for word in words(text)
         ]
         rows = np.concatenate([rows[fast], np.array([row for row, _ in extra], np.int64)])
         hashes = np.concatenate([hashes[fast], np.array([h for _, h in extra], np.uint64)])
@@ -153,7 +154,9 @@ def _word_places(
     edges[1:] ^= inside
     seams = offsets[1:-1]
     seams = seams[(seams > 0) & (seams < len(data))]
-    through = np.unique(seams[inside[seams - 1] & inside[seams]]) if len(data) else seams
+    if len(seams):
+        seams = seams[_changes(seams)]
+    through = seams[inside[seams - 1] & inside[seams]]
     places = np.flatnonzero(edges)
     if len(through):
         # The word that ends there, and the one that begins.
@@ -265,8 +268,9 @@ def _pairs(groups: Int64s, members: Int64s) -> Iterator[tuple[Int64s, Int64s]]:
         first = second - 1 - steps
         one, other = members[first], members[second]
         if len(one):
-            pairs = np.unique(one * (int(other.max()) + 1) + other)
-            yield np.divmod(pairs, int(other.max()) + 1)
+            pairs = one * (int(other.max()) + 1) + other
+            pairs.sort()
+            yield np.divmod(pairs[_changes(pairs)], int(other.max()) + 1)
         start = stop
 
 

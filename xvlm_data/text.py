@@ -27,8 +27,12 @@ def normalise_texts(texts: pa.Array) -> pa.Array:
     untidy = pa.array(_untidy(texts))
     if not untidy.true_count:
         return texts
-    nfc = pc.utf8_normalize(texts.filter(untidy), form="NFC")
-    tidy = pc.utf8_trim(pc.replace_substring_regex(nfc, _BLANK, " "), " ")
+    tidy = pc.ascii_trim(texts.filter(untidy), " ")  # which is all that most of them lack
+    still = pa.array(_untidy(tidy))
+    if still.true_count:
+        nfc = pc.utf8_normalize(tidy.filter(still), form="NFC")
+        whole = pc.utf8_trim(pc.replace_substring_regex(nfc, _BLANK, " "), " ")
+        tidy = pc.replace_with_mask(tidy, still, whole)
     return pc.replace_with_mask(texts, untidy, tidy)
 
 
