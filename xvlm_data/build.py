@@ -167,7 +167,11 @@ def build(
         "licence": source.licence,
     }
     # Tasks are told apart by their numbers, so files must be cut in the same places throughout.
-    plan = info | {"root": str(root), "image_root": str(image_root), "range": reading.RANGE}
+    plan = info | {
+        "root": str(root),
+        "image_root": str(image_root),
+        "range": [reading.RANGE, reading.IMAGE_RANGE],
+    }
     if options.compares_images:
         plan["evaluation_images"] = {given: stamp(given) for given in options.exclude_images}
     with _journal(out, plan, restart) as journal, _collector_off():

@@ -8,7 +8,6 @@ index is above t, at least m = ⌊t·|A|⌋ + 1 words of A are in B, so one of t
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -54,12 +53,7 @@ def overlapping(texts: pa.Array, images: Int64s, limit: float) -> npt.NDArray[np
     marked = np.zeros(len(texts), bool)
     tokens = _Tokens.of(*_words_of(texts), images)
     _mark_equal(tokens, marked)
-    first, second = _close_pairs(tokens.only(~marked), limit)
-    # In order of the later text, so that the earlier one's fate is known.
-    order = np.lexsort((first, second))
-    for one, other in zip(first[order].tolist(), second[order].tolist(), strict=True):
-        if not marked[one]:
-            marked[other] = True
+    _mark_close(tokens.only(~marked), limit, marked)
     return marked
 
 
@@ -229,12 +223,11 @@ def _mark_equal(tokens: _Tokens, marked: npt.NDArray[np.bool_]) -> None:
     marked[texts[again]] = True
 
 
-def _close_pairs(tokens: _Tokens, limit: float) -> tuple[Int64s, Int64s]:
-    """Pairs (earlier, later) of texts of an image whose index is above the limit."""
+def _mark_close(tokens: _Tokens, limit: float, marked: npt.NDArray[np.bool_]) -> None:
+    """Mark texts whose index with an earlier unmarked text of their image is above the limit."""
     rows, words, sizes = tokens.rows, tokens.words, tokens.sizes
-    none = np.zeros(0, np.int64)
     if not len(rows):
-        return none, none
+        return
     bits, row_bits = int(words.max()).bit_length(), int(rows.max()).bit_length()
     begin = np.cumsum(sizes) - sizes
     rank = np.arange(len(rows)) - begin[rows]
@@ -243,35 +236,52 @@ def _close_pairs(tokens: _Tokens, limit: float) -> tuple[Int64s, Int64s]:
     groups = (words[chosen] << row_bits) | rows[chosen]
     groups.sort()
     keys = (rows << bits) | words
-    firsts, seconds = [none], [none]
-    for one, other in _pairs(groups >> row_bits, groups & ((1 << row_bits) - 1)):
+    done = -1
+    while len(groups):
+        one, other, done = _pairs(groups >> row_bits, groups & ((1 << row_bits) - 1), done)
+        if not len(one):
+            return
         shared = _shared(one, other, keys, begin, words, sizes, bits)
         close = shared > limit * (sizes[one] + sizes[other] - shared)
-        firsts.append(one[close])
-        seconds.append(other[close])
-    return np.concatenate(firsts), np.concatenate(seconds)
+        # In order of the later text, so that the earlier one's fate is known.
+        for first, second in zip(one[close].tolist(), other[close].tolist(), strict=True):
+            if not marked[first]:
+                marked[second] = True
+        groups = groups[~marked[groups & ((1 << row_bits) - 1)]]
 
 
-def _pairs(groups: Int64s, members: Int64s) -> Iterator[tuple[Int64s, Int64s]]:
-    """All pairs of members within each group (sorted), each pair once, in bounded pieces."""
+def _pairs(groups: Int64s, members: Int64s, done: int) -> tuple[Int64s, Int64s, int]:
+    """Pairs of members of the same group, each pair once, sorted by the larger and the smaller.
+
+    Pairs whose larger member is the same come together, and about :data:`_PAIRS` at once.
+
+    Args:
+        groups: ``[N]`` ascending.
+        members: ``[N]`` ascending within each group.
+        done: the largest member whose pairs came before.
+
+    Returns:
+        The smaller and the larger of each pair, and the new ``done``.
+    """
     begin = np.flatnonzero(_changes(groups))
-    lengths = np.diff(begin, append=len(groups))
-    later = np.arange(len(groups)) - np.repeat(begin, lengths)  # partners that come before
-    done = np.cumsum(later)
-    start = 0
-    while start < len(groups):
-        before = int(done[start - 1]) if start else 0
-        stop = max(int(np.searchsorted(done, before + _PAIRS)), start + 1)
-        counts = later[start:stop]
-        second = np.repeat(np.arange(start, min(stop, len(groups))), counts)
-        steps = np.arange(int(counts.sum())) - np.repeat(np.cumsum(counts) - counts, counts)
-        first = second - 1 - steps
-        one, other = members[first], members[second]
-        if len(one):
-            pairs = one * (int(other.max()) + 1) + other
-            pairs.sort()
-            yield np.divmod(pairs[_changes(pairs)], int(other.max()) + 1)
-        start = stop
+    before = np.arange(len(groups)) - np.repeat(begin, np.diff(begin, append=len(groups)))
+    places = np.flatnonzero((members > done) & (before > 0))
+    places = places[stable_order(members[places])]
+    if not len(places):
+        return places, places, done
+    larger = members[places]
+    stop = int(np.searchsorted(np.cumsum(before[places]), _PAIRS, side="right"))
+    if stop < len(places):
+        stop = int(np.searchsorted(larger, larger[stop]))
+        stop = stop or int(np.searchsorted(larger, larger[0], side="right"))
+    counts = before[places[:stop]]
+    second = np.repeat(places[:stop], counts)
+    steps = np.arange(len(second)) - np.repeat(np.cumsum(counts) - counts, counts)
+    size = int(larger[stop - 1]) + 1
+    pairs = members[second] * size + members[second - 1 - steps]
+    pairs.sort()
+    other, one = np.divmod(pairs[_changes(pairs)], size)
+    return one, other, size - 1
 
 
 def _shared(

@@ -38,6 +38,8 @@ from xvlm_data.storage import AnyPath
 
 #: Bytes of a raw file that are one task.
 RANGE = 32 << 20
+#: The same where images are listed: their records are short, and all else waits for them.
+IMAGE_RANGE = 8 << 20
 #: Rows that a source adds by itself, without ranges, before they are written.
 FLUSH_ROWS = 100_000
 
@@ -264,13 +266,14 @@ class Records(Sink):
         alone: bool,
     ) -> int:
         def ranges() -> Iterator[_Range]:
+            length = RANGE if self.index is not None else min(IMAGE_RANGE, RANGE)
             number, start = 0, array.start
             while start < size:
-                stop = start + RANGE if array.separator is not None else None
+                stop = start + length if array.separator is not None else None
                 yield replace(
                     first, name=f"{name}-{number:05d}", start=start, stop=stop, guess=number > 0
                 )
-                number, start = number + 1, start + RANGE if stop else size
+                number, start = number + 1, start + length if stop else size
 
         size = path.stat().st_size
         name = f"{self._written:04d}"
