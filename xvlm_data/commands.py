@@ -37,6 +37,16 @@ main = command_group(
             "xvlm_data.inspect.command:inspect_command",
             "Show what a manifest holds; check it; draw it.",
         ),
+        "head": ("xvlm_data.verbs.head:head_command", "Show the first rows."),
+        "stats": ("xvlm_data.verbs.stats:stats_command", "Count several manifests side by side."),
+        "diff": ("xvlm_data.verbs.diff:diff_command", "Compare two manifests, image by image."),
+        "subset": ("xvlm_data.verbs.subset:subset_command", "Write some rows at random."),
+        "filter": (
+            "xvlm_data.verbs.filter:filter_command",
+            "Write the rows for which an SQL condition holds.",
+        ),
+        "merge": ("xvlm_data.verbs.merge:merge_command", "Write several manifests as one."),
+        "split": ("xvlm_data.verbs.split:split_command", "Write one manifest as several."),
         "verify": (
             "xvlm_data.verify.command:verify_command",
             "Hold built manifests against a recipe's expected counts.",
