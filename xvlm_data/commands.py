@@ -47,6 +47,15 @@ main = command_group(
         ),
         "merge": ("xvlm_data.verbs.merge:merge_command", "Write several manifests as one."),
         "split": ("xvlm_data.verbs.split:split_command", "Write one manifest as several."),
+        "export": (
+            "xvlm_data.formats.command:export_command",
+            "Write a manifest as coco, webdataset, xvlm-jsonl or hf.",
+        ),
+        "import": (
+            "xvlm_data.formats.command:import_command",
+            "Make a manifest of xvlm-jsonl, coco or webdataset files.",
+        ),
+        "push": ("xvlm_data.publish.push:push_command", "Publish a manifest, with a card."),
         "verify": (
             "xvlm_data.verify.command:verify_command",
             "Hold built manifests against a recipe's expected counts.",

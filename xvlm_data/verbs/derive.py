@@ -240,12 +240,10 @@ def combined_info(infos: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 
 def common_root(roots: Sequence[str | None]) -> str | None:
-    """The folder that holds all image roots; None where one has none, or they share nothing."""
+    """The folder that holds all image roots there are; None where they share nothing."""
     given = [root for root in roots if root]
-    if len(given) < len(roots) or not given:
-        return None
-    if len(set(given)) == 1:
-        return given[0]
+    if len(set(given)) <= 1:
+        return given[0] if given else None
     try:
         return os.path.commonpath(given) if all("://" not in root for root in given) else None
     except ValueError:

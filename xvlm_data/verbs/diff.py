@@ -22,6 +22,7 @@ from xvlm_data.verbs.options import json_option
 #: What is compared of a row, and how it is told.
 COLUMNS = ("source", "split", "image", "width", "height", "caption", "concepts")
 _EXAMPLES = 5
+_FOOTERS_SHOWN = 6
 #: Rows whose columns are hashed at once: fewer where there may be pictures among them.
 _BATCH, _BATCH_EMBEDDED = 8192, 64
 
@@ -234,8 +235,11 @@ def _print(found: Difference, a: str, b: str) -> None:
     for name, count in found.columns.items():
         row(f"  in {name}", count, name)
     print_whole(stdout, table)
-    for name, here, there in found.footers:
+    for name, here, there in found.footers[:_FOOTERS_SHOWN]:
         stdout.print(
             Text(printable(f"footer {name}: {here!r} in the first, {there!r} in the second")),
             soft_wrap=True,
         )
+    if more := found.footers[_FOOTERS_SHOWN:]:
+        names = ", ".join(name for name, *_ in more)
+        stdout.print(Text(printable(f"footers also differ in {names}")), soft_wrap=True)
