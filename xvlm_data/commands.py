@@ -25,6 +25,10 @@ main = command_group(
             "xvlm_data.sample.command:sample_command",
             "Write miniature releases in their official raw layouts.",
         ),
+        "sources": (
+            "xvlm_data.sources.command:sources_command",
+            "List the releases that can be built, and on what terms.",
+        ),
         "build": (
             "xvlm_data.build_command:build_command",
             "Turn an official raw release into a manifest.",
