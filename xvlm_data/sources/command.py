@@ -55,8 +55,8 @@ def sources_command(cite: bool, as_json: bool) -> None:
         click.echo(json.dumps(found, ensure_ascii=False))
         return
     if cite:
-        entries = "\n".join(about.get("citation", "") for about in found)
-        click.echo("\n\n".join(dict.fromkeys(entries.strip().split("\n\n"))))
+        entries = "\n\n".join(about.get("citation") or "" for about in found)
+        click.echo("\n\n".join(dict.fromkeys(filter(None, entries.split("\n\n")))))
         return
     from rich.text import Text
 
