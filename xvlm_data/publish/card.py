@@ -55,7 +55,7 @@ def card(manifest: Manifest, summary: dict[str, Any]) -> str:
         manifest: opened as a folder.
         summary: content of its ``manifest.json``.
     """
-    name = str(summary["name"])
+    name = " ".join(str(summary["name"]).split())
     front = yaml.safe_dump(_front(manifest, summary, name), sort_keys=False, allow_unicode=True)
     licence = summary.get("licence") or "unknown"
     parts = [

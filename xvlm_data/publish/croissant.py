@@ -121,7 +121,7 @@ def describe(summary: dict[str, Any], schema: pa.Schema, *, embedded: bool) -> d
                 "@id": _FILES,
                 "name": _FILES,
                 "description": "One row an image.",
-                "encodingFormat": "application/vnd.apache.parquet",
+                "encodingFormat": "application/x-parquet",
                 "includes": "manifest-*.parquet",
             }
         ],
