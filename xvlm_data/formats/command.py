@@ -260,10 +260,13 @@ def _import(
     from xvlm_data.formats import xvlm_jsonl_lines
 
     files = files_of(paths, xvlm_jsonl_lines.SUFFIXES, "JSON lines")
-    options = replace(options, image_root=options.image_root or Path().absolute())
+    root = options.image_root or Path().absolute()
     reader = xvlm_jsonl_lines.JsonLines(
-        options.name, image_root=options.image_root, limits=options.limits, **lines
+        options.name, image_root=root, limits=options.limits, **lines
     )
+    first = next(iter(reader.read(reader.pieces(files)[0])), None)
+    if first is not None and first.data is None:  # pictures are files
+        options = replace(options, image_root=root)
     return import_entries(form, reader, files, out, options, **running)
 
 
