@@ -3,8 +3,8 @@
 ``annotations/instances.json`` has the objects (the texts are the categories), ``captions.json`` the
 whole-image texts, and ``regions.json`` the regions: boxes of the one category "region", each with a
 ``caption`` of its own. All three list all images. Keys beyond COCO's (``manifest_id``, ``source``,
-``split`` of an image, ``attributes`` of an annotation) are what an import needs to bring
-everything back; other tools pass over them.
+``split`` of an image, ``attribute_names`` of an annotation) are what an import needs to bring
+everything back; other tools pass over them. (``attributes`` is a mapping to CVAT and FiftyOne.)
 """
 
 from __future__ import annotations
@@ -184,7 +184,7 @@ def _annotations(
         else:
             found["caption"] = text
         if concept["attributes"]:
-            found["attributes"] = concept["attributes"]
+            found["attribute_names"] = concept["attributes"]
         yield granularity if granularity in GRANULARITIES else REGION, found
 
 

@@ -50,6 +50,7 @@ class _Annotation(msgspec.Struct, gc=False):
     caption: str | None = None
     id: Int64 | None = None
     iscrowd: int = 0
+    attribute_names: list[str] | None = None
     attributes: list[str] | dict[str, Any] | None = None
 
 
@@ -229,7 +230,7 @@ def _convert_annotations(
                 item.category_id if kind == OBJECT and _is_int32(item.category_id) else None
                 for kind, item in zip(kinds, items, strict=True)
             ],
-            "attributes": [_texts(item.attributes) for item in items],
+            "attributes": [item.attribute_names or _texts(item.attributes) for item in items],
             **{side: boxes[:, place] for place, side in enumerate("xywh")},
             "crowd": [bool(item.iscrowd) for item in items],
             "problem": ["malformed" if bad else None for bad in no_text],
