@@ -43,14 +43,19 @@ def _help(command: click.Command, name: str, parent: click.Context | None) -> st
         return f"<pre>{html.escape(command.get_help(context))}</pre>"
 
 
-def write(out: Path, names: list[str]) -> None:
-    """Write the reference of some command lines and their packages into a folder."""
+def write_modules(out: Path, modules: list[str]) -> None:
+    """Write a page a module, and of all modules in packages."""
     import pdoc
 
     out.mkdir(parents=True, exist_ok=True)
-    packages = [COMMAND_LINES[name].partition(".")[0] for name in names]
     pdoc.render.configure(docformat="google", show_source=False)
-    pdoc.pdoc(*packages, output_directory=out)
+    pdoc.pdoc(*modules, output_directory=out)
+
+
+def write(out: Path, names: list[str]) -> None:
+    """Write the reference of some command lines and their packages into a folder."""
+    packages = [COMMAND_LINES[name].partition(".")[0] for name in names]
+    write_modules(out, packages)
     (out / "commands.html").write_text(commands_page(names), encoding="utf-8")
     modules = "".join(f'<li><a href="{name}.html">{name}</a>' for name in packages)
     (out / "index.html").write_text(

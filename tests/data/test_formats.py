@@ -55,7 +55,7 @@ def row(number: int, *concepts: dict[str, Any], **changes: Any) -> dict[str, Any
 
 
 @pytest.mark.parametrize("form", EXPORTS)
-@settings(max_examples=25)
+@settings(max_examples=12)
 @given(rows=manifest_rows())
 def test_a_round_trip_keeps_every_image_caption_box_and_text(
     form: str, rows: list[dict[str, Any]]
@@ -76,7 +76,7 @@ def test_a_round_trip_keeps_every_image_caption_box_and_text(
         }
 
 
-@settings(max_examples=25)
+@settings(max_examples=12)
 @given(rows=manifest_rows())
 def test_the_original_takes_every_line_that_is_written_for_it(rows: list[dict[str, Any]]) -> None:
     """What its two readers ask of a line: see `RegionTextJsonDataset` and its base."""
