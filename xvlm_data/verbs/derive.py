@@ -114,7 +114,6 @@ class Derivation:
         self._writer: ShardWriter | None = None
         self._current: tuple[str, int] | None = None
         self._bytes = 0
-        self._force = force
         self._journal = Journal(self._out / ".building", step.to_dict(), restart=True)
         _check_place(self._out, step.inputs, force=force)
 
