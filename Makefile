@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 DEMO ?= demo
 
-.PHONY: install lint type test demo clean help
+.PHONY: install lint type test demo docs clean help
 
 help:            ## this list
 	@grep -E '^[a-z]+: .*##' $(MAKEFILE_LIST) | sed 's/: .*## */\t/'
@@ -29,5 +29,8 @@ test: lint type ## lint, type check, all tests
 demo: $(VENV)/.installed ## raw releases -> manifests -> a trained X-VLM -> pictures, in minutes
 	PATH="$(abspath $(BIN)):$$PATH" sh docs/demo.sh $(DEMO)
 
+docs: $(VENV)/.installed ## the reference of commands and Python, from their docstrings, into site/
+	$(BIN)/python docs/reference.py site
+
 clean:           ## remove what `make demo` and the tools wrote
-	rm -rf $(DEMO) .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(DEMO) site .mypy_cache .ruff_cache .pytest_cache .hypothesis

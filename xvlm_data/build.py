@@ -111,7 +111,7 @@ class Progress(Protocol):
 
 
 def build(
-    source_name: str,
+    source: str | Source,
     root: AnyPath,
     out: AnyPath,
     *,
@@ -125,7 +125,7 @@ def build(
     """Build a manifest folder; returns the content of its ``manifest.json``.
 
     Args:
-        source_name: one of ``sources.SOURCES``.
+        source: by its name, or a source itself.
         root: folder of the raw release.
         out: folder of the manifest; replaced as a whole when the build succeeds.
         split: which part of the release.
@@ -140,11 +140,11 @@ def build(
             build works in ``out``.
     """
     options = options or BuildOptions()
-    source = get_source(source_name)
+    source = get_source(source) if isinstance(source, str) else source
     check_root(root)
     if is_local(root):
         root = root.resolve()
-    name = f"{source_name}-{split}"
+    name = f"{source.name}-{split}"
     check_out(out, name, force=force)
     _check_images_option(source, options)
     request = Request(
@@ -165,6 +165,8 @@ def build(
         "image_root": str(image_root) if options.images == "reference" else None,
         "generator": f"xvlm {__version__}",
         "licence": source.licence,
+        "citation": source.citation,
+        "homepage": source.homepage,
     }
     # Tasks are told apart by their numbers, so files must be cut in the same places throughout.
     plan = info | {

@@ -12,7 +12,11 @@ from xvlm_data.sources import SOURCES
 
 
 @click.command("build")
-@click.option("--source", required=True, help=f"Which release: {', '.join(SOURCES)}.")
+@click.option(
+    "--source",
+    required=True,
+    help=f"Which release: {', '.join(SOURCES)}; or one of a plugin, see `xvlm-data sources`.",
+)
 @click.option(
     "--root",
     help="Folder of the raw release [raw/SOURCE].",

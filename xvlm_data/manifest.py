@@ -21,6 +21,7 @@ import pyarrow.parquet as pq
 
 from xvlm_data.errors import ManifestError
 from xvlm_data.images.decode import is_web_address
+from xvlm_data.rows import Rows
 from xvlm_data.schema import FIELDS, INFO_KEY, SCHEMA_VERSION, VERSION_KEY
 
 SUMMARY_NAME = "manifest.json"
@@ -31,17 +32,27 @@ Spec = str | Path | Sequence[str | Path]
 
 @dataclass(frozen=True)
 class Shard:
-    """One Parquet file of a manifest; ``row_groups`` holds the rows of each row group."""
+    """One Parquet file of a manifest.
+
+    Attributes:
+        url: where it lies.
+        rows: in it.
+        row_groups: the rows of each row group.
+        info: of its footer (name, source, split, options, image_root, …).
+        version: of its schema.
+        further: its columns beyond those of every manifest.
+    """
 
     url: str
     rows: int
     row_groups: tuple[int, ...]
     info: dict[str, Any]
     version: int = 1
+    further: tuple[pa.Field, ...] = ()
 
 
-class Manifest:
-    """An opened manifest. Use :func:`open_manifest`.
+class Manifest(Rows):
+    """An opened manifest: :func:`xvlm_data.open`. Its rows are used as :class:`~.rows.Rows` says.
 
     Attributes:
         shards: the Parquet files, in name order.
@@ -57,9 +68,7 @@ class Manifest:
         self.summary = summary
         self.image_root = image_root
         self.info = shards[0].info
-
-    def __len__(self) -> int:
-        return sum(shard.rows for shard in self.shards)
+        super().__init__(self, range(sum(shard.rows for shard in shards)))
 
     @property
     def schema_version(self) -> int:
@@ -85,9 +94,10 @@ class Manifest:
         seen = set()
         for shard in self.shards:
             name = shard.info.get("name")
-            if not shard.rows or name in seen:
+            build = json.dumps(shard.info, sort_keys=True)
+            if not shard.rows or build in seen:
                 continue
-            seen.add(name)
+            seen.add(build)
             with _open(shard.url) as file, _parquet_errors(shard.url):
                 address = _first_address(pq.ParquetFile(file, pre_buffer=False))
             if address is not None:
@@ -107,7 +117,7 @@ class Manifest:
         url = self.shards[shard].url
         with _open(url) as file, _parquet_errors(url):
             table = pq.ParquetFile(file).read_row_group(group, columns=_list(columns))
-            return self._localise(table)
+            return self._localise(table, self.shards[shard])
 
     def batches(
         self, columns: Sequence[str] | None = None, batch_size: int = 1024
@@ -118,12 +128,12 @@ class Manifest:
                 # Buffered ahead, a shard with embedded images would be in memory as a whole.
                 parquet = pq.ParquetFile(file, pre_buffer=False)
                 for batch in parquet.iter_batches(batch_size, columns=_list(columns)):
-                    table = self._localise(pa.Table.from_batches([batch]))
+                    table = self._localise(pa.Table.from_batches([batch]), shard)
                     yield from table.to_batches()
 
-    def _localise(self, table: pa.Table) -> pa.Table:
+    def _localise(self, table: pa.Table, shard: Shard) -> pa.Table:
         """Replace the recorded image root by the one given, for manifests that were moved."""
-        recorded = self.info.get("image_root")
+        recorded = shard.info.get("image_root")
         if not self.image_root or not recorded or "image" not in table.column_names:
             return table
         image = table["image"].combine_chunks()
@@ -225,7 +235,8 @@ def _read_footer(url: str) -> Shard:
         info = json.loads(footer.get(INFO_KEY, b"{}"))
     except ValueError as error:
         raise ManifestError(f"{url}: damaged footer ({error})") from error
-    return Shard(url, metadata.num_rows, groups, info, version)
+    further = tuple(field for field in schema if field.name not in FIELDS.names)
+    return Shard(url, metadata.num_rows, groups, info, version, further)
 
 
 def _first_address(parquet: pq.ParquetFile) -> str | None:

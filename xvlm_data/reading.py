@@ -53,10 +53,12 @@ class Reading(NamedTuple):
         kind: type of the elements.
         convert: adds the rows of some elements, whose positions count from the range's first; must
             be picklable. None gives the elements back to the source instead.
+        optional: whether a file may do without the array.
     """
 
     kind: Any
     convert: Callable[[Elements[Any], Sink], None] | None = None
+    optional: bool = False
 
 
 #: Adds the rows of some lines, the first of which has the given number within its range.
@@ -241,7 +243,11 @@ class Records(Sink):
         with (
             self._request.reading(path) as advance,
             JsonDocument(
-                path, wanted, known=self._known.setdefault(str(path), {}), early=early
+                path,
+                wanted,
+                known=self._known.setdefault(str(path), {}),
+                early=early,
+                optional=[key for key, reading in wanted.items() if reading.optional],
             ) as document,
         ):
             for array in document:

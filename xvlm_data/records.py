@@ -19,7 +19,8 @@ CAPTION, REGION, OBJECT, QUESTION = 0, 1, 2, 3
 #: ``question`` is what evaluation sets ask of an image; it is no concept.
 KINDS = ("caption", "region", "object", "question")
 
-#: ``key`` joins annotations to images; (part, index, sub) is the place in the raw files.
+#: ``key`` joins annotations to images; (part, index, sub) is the place in the raw files. ``source``
+#: and ``split`` are the build's own where an image has none.
 IMAGES = pa.schema(
     [
         pa.field("key", pa.int64()),
@@ -27,6 +28,8 @@ IMAGES = pa.schema(
         pa.field("paths", pa.list_(pa.string())),
         pa.field("width", pa.int32()),
         pa.field("height", pa.int32()),
+        pa.field("source", pa.string()),
+        pa.field("split", pa.string()),
         pa.field("part", pa.int16()),
         pa.field("index", pa.int64()),
         pa.field("problem", pa.string()),

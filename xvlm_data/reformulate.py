@@ -16,7 +16,7 @@ import pyarrow.compute as pc
 
 from xvlm_data.attributes import clean_attributes
 from xvlm_data.images.check import CheckedImages, ImageChecker
-from xvlm_data.records import CAPTION, KINDS, OBJECT, QUESTION, column
+from xvlm_data.records import CAPTION, IMAGES, KINDS, OBJECT, QUESTION, column
 from xvlm_data.rejects import RejectsMaker
 from xvlm_data.rules import Judged, Reasons, Rules, judge
 from xvlm_data.schema import BOX, CONCEPT, FIELDS, GRANULARITIES
@@ -228,8 +228,8 @@ class Reformulator:
         caption_places[caption_rows] = captions[first]
         columns: list[Any] = [
             column(images, "id").filter(mask),
-            _constant(self.source, count),
-            _constant(self.split, count),
+            _label(images, "source", self.source, mask),
+            _label(images, "split", self.split, mask),
             pa.StructArray.from_arrays(
                 [checked.data.filter(mask), checked.paths.filter(mask)],
                 fields=list(FIELDS.field("image").type),
@@ -266,6 +266,14 @@ def _decoded(
 
 def _granularities(kinds: npt.NDArray[np.int8]) -> pa.Array:
     return pa.DictionaryArray.from_arrays(pa.array(kinds), list(GRANULARITIES)).cast(pa.string())
+
+
+def _label(images: pa.Table, name: str, default: str, mask: pa.Array) -> pa.Array:
+    """The images' own label where they have one."""
+    own = column(images, name, IMAGES).filter(mask)
+    if own.null_count == len(own):
+        return _constant(default, len(own))
+    return pc.fill_null(own, default).dictionary_encode()
 
 
 def _constant(text: str, count: int) -> pa.Array:

@@ -10,6 +10,7 @@ import hashlib
 import io
 import json
 import os
+from contextlib import suppress
 from typing import Any, BinaryIO
 
 import numpy as np
@@ -19,6 +20,7 @@ import pyarrow.parquet as pq
 
 from xvlm_data.errors import UserError
 from xvlm_data.manifest import REJECTS_NAME, SUMMARY_NAME
+from xvlm_data.publish.croissant import CROISSANT_NAME, write_croissant
 from xvlm_data.schema import REJECTS
 from xvlm_data.storage import AnyPath, is_local, read_json, write_json
 
@@ -64,6 +66,8 @@ class ShardWriter:
 
     def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
         if kind is not None:
+            with suppress(Exception):  # or it tries when it is collected, and complains
+                self._writer.close()
             self._file.discard()
             return
         self._flush()
@@ -217,11 +221,13 @@ def move_into_place(staged: AnyPath, out: AnyPath, summary: dict[str, Any]) -> N
         out: the manifest's folder.
         summary: content of ``manifest.json``.
     """
-    names = [*(shard["file"] for shard in summary["shards"]), REJECTS_NAME]
+    names = [*(shard["file"] for shard in summary["shards"]), REJECTS_NAME, CROISSANT_NAME]
     if read_json(out / SUMMARY_NAME) == summary and not any(
         (staged / name).exists() for name in names
     ):
         return
+    first = next(place / names[0] for place in (staged, out) if (place / names[0]).exists())
+    write_croissant(staged, summary, first)
     write_json(staged / SUMMARY_NAME, summary, indent=2)
     (out / SUMMARY_NAME).unlink(missing_ok=True)
     for old in [*out.glob("manifest-*.parquet"), out / REJECTS_NAME]:

@@ -68,7 +68,7 @@ def test_the_same_bytes_for_any_number_of_workers(tmp_path: Path, images: Any) -
         build_all("coco", root, out, workers=workers, images=images, shard_rows=7)
         digests.append({p.name: hashlib.sha256(p.read_bytes()).hexdigest() for p in out.iterdir()})
     assert digests[0] == digests[1] == digests[2]
-    assert len(digests[0]) == 5 + 2  # 30 images in shards of 7
+    assert len(digests[0]) == 5 + 3  # 30 images in shards of 7
 
 
 def test_shards_are_listed_with_rows_and_checksums(tmp_path: Path) -> None:
@@ -87,6 +87,7 @@ def test_a_rebuild_replaces_the_manifest_as_a_whole(tmp_path: Path) -> None:
     build_all("coco", root, tmp_path / "m", shard_rows=5)
     summary, _, _ = build_all("coco", root, tmp_path / "m", shard_rows=100)
     assert {p.name for p in (tmp_path / "m").iterdir()} == {
+        "croissant.json",
         "manifest-00000.parquet",
         "manifest.json",
         "rejects.parquet",

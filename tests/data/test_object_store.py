@@ -174,7 +174,7 @@ def test_a_rebuild_replaces_what_is_there(files: Any, releases: Path) -> None:
     for size, shards in ((5, 3), (7, 2)):
         build_there("coco", "s3://raw/pictures", "s3://out/again", shard_rows=size)
         found = names(files, "out/again")
-        assert len(found) == shards + 2
+        assert len(found) == shards + 3
         assert len(open_manifest("s3://out/again")) == 10
 
 

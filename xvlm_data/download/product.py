@@ -14,6 +14,7 @@ from xvlm_data.download.shards import KINDS, REJECTS_NAME
 from xvlm_data.journal import Journal
 from xvlm_data.manifest import REJECTS_NAME as ALL_REJECTS
 from xvlm_data.manifest import SUMMARY_NAME
+from xvlm_data.publish.croissant import write_croissant
 from xvlm_data.schema import SIZES_KNOWN
 from xvlm_data.storage import write_json
 from xvlm_data.write import RejectsWriter
@@ -121,4 +122,5 @@ def publish(
         if (work / name).is_file():
             (work / name).replace(out / name)
     (work / ALL_REJECTS).replace(out / ALL_REJECTS)
+    write_croissant(out, summary, out / min(names))
     write_json(out / SUMMARY_NAME, summary, indent=2)

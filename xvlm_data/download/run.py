@@ -165,6 +165,8 @@ def _info(rows: UrlRows, product: ProductOptions, name: str) -> dict[str, Any]:
         "image_root": None,
         "generator": f"xvlm {__version__}",
         "licence": rows.info.get("licence"),
+        "citation": rows.info.get("citation"),
+        "homepage": rows.info.get("homepage"),
     }
 
 

@@ -211,9 +211,16 @@ class ImageChecker:
         file = self.root / relative
         if self.check != "decode" and not self.keep_bytes and record.size is not None:
             return Checked(relative, record.size)
-        data = read_bytes(file, self.limits)
+        return self.look(relative, read_bytes(file, self.limits), record, self.keep_bytes)
+
+    def look(self, relative: str, data: bytes, record: ImageRecord, keep_bytes: bool) -> Checked:
+        """Check the bytes of an image.
+
+        Raises:
+            ImageError: with its reason.
+        """
         apply_exif = record.size is None and not self.stored_pixels
-        if self.keep_bytes and self.shortest_side is not None:
+        if keep_bytes and self.shortest_side is not None:
             if self.exclusion is not None:  # of all pixels; what is kept is decoded smaller
                 self.exclusion.check(data, relative)
             small, shown = reencode(
@@ -227,7 +234,7 @@ class ImageChecker:
             )
             full = record.size or header_size(data, relative)
             return Checked(relative, full, small, shown, len(data))
-        kept = data if self.keep_bytes else None
+        kept = data if keep_bytes else None
         if self.check != "decode":
             return Checked(
                 relative, record.size or header_size(data, relative), kept, read=len(data)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -47,6 +47,7 @@ class JsonDocument:
         chunk: int = CHUNK,
         known: dict[str, Array] | None = None,
         early: bool = False,
+        optional: Collection[str] = (),
     ) -> None:
         """Open a document.
 
@@ -57,10 +58,12 @@ class JsonDocument:
             chunk: bytes read at a time.
             known: arrays found by an earlier pass over the same file; extended by this one.
             early: stop once all wanted arrays were given, without looking at the rest.
+            optional: those of the wanted keys that may be absent.
         """
         self.path, self.wanted, self.chunk = path, wanted, chunk
         self.known = {} if known is None else known
         self._early = early
+        self._needed = [key for key in wanted if key not in optional]
         self._on_bytes = on_bytes
         self._file = open_raw(path)
         self.window = Window(path, self._file, 0, min(chunk, PIECE), on_bytes)
@@ -136,7 +139,7 @@ class JsonDocument:
                 break
             if separator != b",":
                 window.fail(f"expected ',' or '}}', found {separator!r}", "the file is damaged")
-        if missing := [key for key in self.wanted if key not in seen]:
+        if missing := [key for key in self._needed if key not in seen]:
             window.fail(f"no {missing[0]!r} array", "is it the right file?")
 
     def _key(self) -> str:

@@ -79,6 +79,8 @@ class Source:
     Attributes:
         name: as in ids and on the command line.
         licence: one line on what one may do with it.
+        citation: what its authors ask to be cited, in BibTeX.
+        homepage: address of the release.
         merge_images: whether several image records with one key are one image.
         url_list: whether the release is a list of addresses.
         stored_pixels: whether boxes refer to the stored pixels, whatever EXIF says.
@@ -90,6 +92,8 @@ class Source:
 
     name: ClassVar[str]
     licence: ClassVar[str]
+    citation: ClassVar[str] = ""
+    homepage: ClassVar[str] = ""
     merge_images: ClassVar[bool] = False
     url_list: ClassVar[bool] = False
     stored_pixels: ClassVar[bool] = False

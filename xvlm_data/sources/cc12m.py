@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from xvlm_data.raw.files import find_file
 from xvlm_data.reading import Records
+from xvlm_data.sources import citations
 from xvlm_data.sources.base import Request, Source
 from xvlm_data.sources.url_list import read_tsv
 
@@ -19,6 +20,8 @@ class Cc12m(Source):
     licence = (
         "list: free for any purpose, acknowledgement of Google LLC appreciated; images: unknown"
     )
+    citation = citations.CC12M
+    homepage = "https://github.com/google-research-datasets/conceptual-12m"
     merge_images = True
     url_list = True
 

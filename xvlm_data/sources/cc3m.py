@@ -11,6 +11,7 @@ from __future__ import annotations
 from xvlm_data.errors import UserError
 from xvlm_data.raw.files import check_root
 from xvlm_data.reading import Records
+from xvlm_data.sources import citations
 from xvlm_data.sources.base import Request, Source
 from xvlm_data.sources.url_list import read_tsv
 from xvlm_data.storage import AnyPath
@@ -25,6 +26,8 @@ class Cc3m(Source):
     licence = (
         "list: free for any purpose, acknowledgement of Google LLC appreciated; images: unknown"
     )
+    citation = citations.CC3M
+    homepage = "https://ai.google.com/research/ConceptualCaptions"
     merge_images = True
     url_list = True
 

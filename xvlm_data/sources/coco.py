@@ -20,6 +20,7 @@ from xvlm_data.raw.files import check_root, find_optional
 from xvlm_data.raw.json_arrays import Int64
 from xvlm_data.reading import Records
 from xvlm_data.records import CAPTION
+from xvlm_data.sources import citations
 from xvlm_data.sources.base import Request, Source
 from xvlm_data.sources.coco_json import Image, read_boxes, read_captions, read_images
 from xvlm_data.sources.held_out import held_out_ids
@@ -60,6 +61,8 @@ class Coco(Source):
         "annotations CC BY 4.0 (COCO Consortium); images: Flickr terms, per-image licences, "
         "most of them non-commercial"
     )
+    citation = citations.COCO
+    homepage = "https://cocodataset.org"
 
     def read(self, request: Request, records: Records) -> None:
         """See `Source.read`."""

@@ -24,6 +24,7 @@ from xvlm_data.raw.files import check_root, find_file
 from xvlm_data.raw.json_arrays import Int64
 from xvlm_data.reading import Records
 from xvlm_data.records import CAPTION, pixel_sides
+from xvlm_data.sources import citations
 from xvlm_data.sources.base import Request, Source
 from xvlm_data.sources.flickr30k_entities import PHRASES, Entities, EntitiesFolder
 from xvlm_data.sources.questions import Later, convert_each, pick_split
@@ -94,6 +95,8 @@ class Flickr30k(Source):
         "images: non-commercial research and education only, Flickr terms; captions: cite the "
         "authors"
     )
+    citation = citations.FLICKR30K
+    homepage = "https://shannon.cs.illinois.edu/DenotationGraph"
     evaluation = True
     extra = PHRASES
 

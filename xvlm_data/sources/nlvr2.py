@@ -21,6 +21,7 @@ import pyarrow as pa
 
 from xvlm_data.raw.files import find_file
 from xvlm_data.reading import Records
+from xvlm_data.sources import citations
 from xvlm_data.sources.base import Request, Source
 from xvlm_data.sources.image_paths import as_lists, joined
 from xvlm_data.sources.questions import Later, pick_split, write_malformed, write_questions
@@ -72,6 +73,8 @@ class Nlvr2(Source):
 
     name = "nlvr2"
     licence = "sentences and labels CC BY 4.0; images: not licensed by the authors"
+    citation = citations.NLVR2
+    homepage = "https://lil.nlp.cornell.edu/nlvr"
     evaluation = True
     normalised_boxes = True
     extra = PAIRS

@@ -14,6 +14,7 @@ import numpy as np
 
 from xvlm_data.raw.files import find_file
 from xvlm_data.reading import Records
+from xvlm_data.sources import citations
 from xvlm_data.sources.base import Request, Source
 from xvlm_data.sources.coco_json import Image, read_boxes, read_images
 
@@ -44,6 +45,8 @@ class Objects365(Source):
         "annotations CC BY 4.0 (Objects365 Consortium); for academic purposes only, the images "
         "must not be redistributed"
     )
+    citation = citations.OBJECTS365
+    homepage = "https://www.objects365.org"
 
     def read(self, request: Request, records: Records) -> None:
         """See `Source.read`."""

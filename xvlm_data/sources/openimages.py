@@ -25,6 +25,7 @@ from xvlm_data.raw.csv_lines import CsvBlock, CsvHeader, parse_lines, read_heade
 from xvlm_data.raw.files import find_file, find_optional, open_raw
 from xvlm_data.reading import Records
 from xvlm_data.records import OBJECT, Sink
+from xvlm_data.sources import citations
 from xvlm_data.sources.base import Request, Source
 from xvlm_data.sources.image_paths import as_lists, joined
 from xvlm_data.sources.questions import pick_split
@@ -50,6 +51,8 @@ class OpenImages(Source):
 
     name = "openimages"
     licence = "annotations CC BY 4.0 (Google LLC); images listed as CC BY 2.0, to be verified"
+    citation = citations.OPEN_IMAGES
+    homepage = "https://storage.googleapis.com/openimages/web/index.html"
     merge_images = True
     normalised_boxes = True
     stored_pixels = True

@@ -27,6 +27,7 @@ from xvlm_data.raw.json_arrays import Int64
 from xvlm_data.raw.pickles import plain_text, read_pickle
 from xvlm_data.reading import Records
 from xvlm_data.records import pixel_sides
+from xvlm_data.sources import citations
 from xvlm_data.sources.base import Request, Source
 from xvlm_data.sources.image_paths import TRAIN2014, coco_paths, coco_root
 from xvlm_data.sources.questions import convert_each
@@ -80,6 +81,8 @@ class RefCoco(Source):
 
     name = "refcoco"
     licence = "expressions: none stated, to be cited; images: COCO's, under their Flickr terms"
+    citation = citations.REFCOCO
+    homepage = "https://github.com/lichengunc/refer"
     evaluation = True
     extra = REFS
     division = "unc"
@@ -309,6 +312,7 @@ class RefCocoG(RefCoco):
 
     name = "refcocog"
     licence = "expressions CC BY 4.0 (Google LLC); images: COCO's, under their Flickr terms"
+    citation = citations.REFCOCOG
     division = "umd"
 
 

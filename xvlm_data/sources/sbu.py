@@ -21,6 +21,7 @@ from xvlm_data.leaks.evaluation import flickr_photo
 from xvlm_data.raw.files import find_file, find_optional
 from xvlm_data.reading import Records
 from xvlm_data.records import CAPTION
+from xvlm_data.sources import citations
 from xvlm_data.sources.base import Request, Source
 from xvlm_data.sources.held_out import held_out_ids
 from xvlm_data.sources.url_list import (
@@ -50,6 +51,8 @@ class Sbu(Source):
 
     name = "sbu"
     licence = "list: none stated; photographs keep their owners' Flickr licences"
+    citation = citations.SBU
+    homepage = "https://www.cs.rice.edu/~vo9/sbucaptions"
     merge_images = True
     url_list = True
 

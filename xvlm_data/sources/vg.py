@@ -23,6 +23,7 @@ from xvlm_data.raw.files import find_file, find_optional
 from xvlm_data.raw.json_arrays import Elements, Int64, decode_one
 from xvlm_data.reading import Reading, Records
 from xvlm_data.records import ABSENT, OBJECT, REGION, Sink, numbers, pixel_sides
+from xvlm_data.sources import citations
 from xvlm_data.sources.base import Request, Source
 from xvlm_data.sources.coco_json import numbers_of
 from xvlm_data.sources.held_out import held_out_ids
@@ -107,6 +108,8 @@ class VisualGenome(Source):
         "annotations CC BY 4.0 (Visual Genome); images from YFCC100M and COCO under their own "
         "Flickr licences"
     )
+    citation = citations.VISUAL_GENOME
+    homepage = "https://homes.cs.washington.edu/~ranjay/visualgenome"
 
     def read(self, request: Request, records: Records) -> None:
         """See `Source.read`."""

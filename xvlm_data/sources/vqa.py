@@ -22,6 +22,7 @@ import pyarrow.compute as pc
 from xvlm_data.raw.files import find_file, find_optional
 from xvlm_data.raw.json_arrays import Int64
 from xvlm_data.reading import Records
+from xvlm_data.sources import citations
 from xvlm_data.sources.base import Request, Source
 from xvlm_data.sources.image_paths import (
     TEST2015,
@@ -103,6 +104,8 @@ class Vqa(Source):
 
     name = "vqa"
     licence = "questions and answers CC BY 4.0; images: COCO's, under their Flickr terms"
+    citation = citations.VQA
+    homepage = "https://visualqa.org"
     evaluation = True
     normalised_boxes = True
     extra = QUESTIONS

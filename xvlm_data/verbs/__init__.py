@@ -1,0 +1,1 @@
+"""What people do with manifests every day: look at, choose, join, part and compare them."""
