@@ -110,14 +110,26 @@ class Manifest:
             return self._localise(table)
 
     def batches(
-        self, columns: Sequence[str] | None = None, batch_size: int = 1024
+        self,
+        columns: Sequence[str] | None = None,
+        batch_size: int = 1024,
+        groups: Sequence[Sequence[int]] | None = None,
     ) -> Iterator[pa.RecordBatch]:
-        """All rows in order, in batches of at most ``batch_size``; raises as `read_row_group`."""
-        for shard in self.shards:
+        """Rows in order, in batches of at most ``batch_size``; raises as `read_row_group`.
+
+        Args:
+            columns: which, or all.
+            batch_size: rows.
+            groups: for each shard the row groups to read; without, all rows are.
+        """
+        for number, shard in enumerate(self.shards):
+            chosen = None if groups is None else list(groups[number])
+            if chosen == []:
+                continue
             with _open(shard.url) as file, _parquet_errors(shard.url):
                 # Buffered ahead, a shard with embedded images would be in memory as a whole.
                 parquet = pq.ParquetFile(file, pre_buffer=False)
-                for batch in parquet.iter_batches(batch_size, columns=_list(columns)):
+                for batch in parquet.iter_batches(batch_size, chosen, columns=_list(columns)):
                     table = self._localise(pa.Table.from_batches([batch]))
                     yield from table.to_batches()
 
