@@ -37,6 +37,10 @@ main = command_group(
             "xvlm_data.inspect.command:inspect_command",
             "Show what a manifest holds; check it; draw it.",
         ),
+        "serve": (
+            "xvlm_data.serve.command:serve_command",
+            "Look at whole manifests in a browser.",
+        ),
         "verify": (
             "xvlm_data.verify.command:verify_command",
             "Hold built manifests against a recipe's expected counts.",

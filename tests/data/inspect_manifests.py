@@ -67,12 +67,14 @@ def manifest_of(folder: Path, *rows: dict[str, Any]) -> Manifest:
     return open_manifest(write(folder / "made.parquet", list(rows)))
 
 
-def write_folder(folder: Path, *shards: list[dict[str, Any]], **extra: Any) -> Path:
+def write_folder(
+    folder: Path, *shards: list[dict[str, Any]], info: dict[str, Any] = INFO, **extra: Any
+) -> Path:
     """A folder with ``manifest.json``, as a build leaves it."""
     folder.mkdir(parents=True, exist_ok=True)
     listed = []
     for number, rows in enumerate(shards):
-        path = write(folder / f"manifest-{number:05d}.parquet", rows)
+        path = write(folder / f"manifest-{number:05d}.parquet", rows, info)
         checksum = hashlib.sha256(path.read_bytes()).hexdigest()
         listed.append({"file": path.name, "rows": len(rows), "sha256": checksum})
     summary = {"name": "made", "schema_version": 1, "shards": listed} | extra

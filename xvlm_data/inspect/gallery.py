@@ -22,6 +22,9 @@ from xvlm_data.manifest import Manifest
 #: What a page shows of one row at most; it says how much it leaves out.
 MAX_CONCEPTS, MAX_TEXT, MAX_ATTRIBUTES = 200, 600, 20
 
+#: Columns that a page shows, besides the image.
+SHOWN = ("id", "source", "split", "width", "height", "caption", "concepts")
+
 #: Sides of small pictures, from the best to the smallest, and the quality of their WebP.
 SIDES = (512, 384, 288, 208)
 QUALITY = 76
@@ -48,7 +51,9 @@ def choose_rows(manifest: Manifest, number: int) -> list[int]:
     return rows
 
 
-def read_tables(manifest: Manifest, rows: Iterable[int]) -> Iterator[tuple[int, pa.Table]]:
+def read_tables(
+    manifest: Manifest, rows: Iterable[int], columns: Sequence[str] | None = None
+) -> Iterator[tuple[int, pa.Table]]:
     """(number, one-row table) of rows in ascending order, in bounded memory.
 
     Raises:
@@ -62,7 +67,7 @@ def read_tables(manifest: Manifest, rows: Iterable[int]) -> Iterator[tuple[int, 
             if here:
                 groups = [[group] if i == number else [] for i in range(len(manifest.shards))]
                 start = first
-                for batch in manifest.batches(None, _IMAGE_BATCH, groups):
+                for batch in manifest.batches(columns, _IMAGE_BATCH, groups):
                     while here and here[0] < start + batch.num_rows:
                         row = here.pop(0)
                         yield row, pa.Table.from_batches([batch.slice(row - start, 1)])
@@ -77,7 +82,7 @@ def describe(row: int, table: pa.Table) -> dict[str, Any]:
 
     ``concepts`` are lists [granularity, box or null, text, attributes, kinds of suspicion].
     """
-    record = table.drop(["image"]).to_pylist()[0]
+    record = table.select(SHOWN).to_pylist()[0]
     flags = _flags(table)
     given = record["concepts"] or []
     concepts = []

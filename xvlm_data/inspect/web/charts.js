@@ -5,7 +5,7 @@ const RATIO = (edge) => (edge < 1 ? `1:${Number((1 / edge).toPrecision(3))}` : `
 
 function table(heads, rows) {
   const cell = (tag, value, i) => el(tag, { class: i ? "n" : null, scope: tag === "th" ? "col" : null }, value);
-  return el("div", { class: "scroll" }, el("table", null,
+  return el("div", { class: "scroll", tabindex: "0", role: "group", "aria-label": "Table" }, el("table", null,
     el("thead", null, el("tr", null, heads.map((head, i) => cell("th", head, i)))),
     el("tbody", null, rows.map((row) => el("tr", null, row.map((value, i) => cell("td", value, i)))))));
 }
@@ -51,7 +51,7 @@ function histogram(title, about, series, label) {
   });
   const show = label || ((value) => Number(value.toFixed(1)).toString());
   return el("figure", { class: "chart" },
-    el("figcaption", null, el("h3", null, title), names.length > 1 || known(names[0]) ? legend(names) : null),
+    el("figcaption", null, el("h3", null, title), legend(names)),
     el("div", { role: "img", "aria-label": `${title}: ${usual.join("; ")}` },
       el("div", { class: "bars" }, bars),
       el("div", { class: `ticks ${label ? "edges" : ""}` }, bins.map((i) => el("span", null, tick(i))))),

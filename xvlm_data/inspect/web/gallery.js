@@ -2,29 +2,24 @@
 // of {rows, next, note}: the rows to add, where to go on (null at the end), and how much that is.
 
 class Gallery {
-  constructor({ find, viewer, sources, splits, kinds, ofRows, about }) {
+  constructor({ find, viewer, about, extra }) {
     Object.assign(this, { find, viewer, rows: [] });
-    this.filter = { text: "", source: "", split: "", granularities: new Set(GRANULARITIES), least: 0, most: 1, kind: "", ofRows };
+    this.filter = { text: "", source: "", split: "", granularities: new Set(GRANULARITIES), least: 0, most: 1, kind: "", ofRows: new Set() };
     this.grid = el("ul", { class: "grid" });
     this.status = el("p", { class: "status", role: "status", "aria-live": "polite" });
     this.button = el("button", { class: "button", type: "button", on: { click: () => this.more() } }, "Show more");
     this.moreRow = el("div", { class: "more" }, this.button);
     this.search = el("input", { type: "search", id: "search", placeholder: "dog, traffic light, on the left …", autocomplete: "off", spellcheck: "false",
       on: { input: () => this.later() } });
-    const select = (key, label, values, all) => (Object.keys(values).length > 1 || key === "kind") && el("label", null, label,
-      el("select", { name: key, on: { change: (event) => { this.filter[key] = event.target.value; this.restart(); } } },
-        el("option", { value: "" }, all), Object.entries(values).map(([value, text]) => el("option", { value }, text))));
+    this.selects = el("span", { class: "selects" });
     const percent = (key, label, start) => el("input", { type: "number", min: 0, max: 100, step: "any", value: start, "aria-label": label, name: key,
       on: { input: (event) => {
         const value = parseFloat(event.target.value);
         this.filter[key] = Number.isFinite(value) ? value / 100 : start / 100;
         this.later();
       } } });
-    const counted = (of) => Object.fromEntries(Object.entries(of).map(([name, count]) => [name, `${name} (${short(count)})`]));
     this.filters = el("form", { class: "filters", role: "search", "aria-label": "Choose pictures", on: { submit: (event) => event.preventDefault() } },
       el("label", { class: "search" }, "Text ( / )", this.search),
-      select("source", "Source", counted(sources), "all sources"),
-      select("split", "Split", counted(splits), "all splits"),
       el("fieldset", null, el("legend", null, "With"), el("span", { class: "inline" }, GRANULARITIES.map((name) =>
         el("label", { class: "chip" }, el("input", { type: "checkbox", name: `with-${name}`, checked: true, on: { change: (event) => {
           if (event.target.checked) this.filter.granularities.add(name);
@@ -33,16 +28,30 @@ class Gallery {
         } } }), el("i", { class: `dot ${name}` }), NAMES[name])))),
       el("fieldset", null, el("legend", null, "Box, % of the image"), el("span", { class: "inline" },
         percent("least", "Smallest box, percent of the image", 0), "to", percent("most", "Largest box, percent of the image", 100))),
-      select("kind", "Suspicious", kinds, "whatever"));
+      this.selects);
     this.element = el("section", { id: "pictures", "aria-labelledby": "pictures-title" },
       el("header", null, el("h2", { id: "pictures-title" }, "Pictures"), el("p", null, about)),
-      this.filters, this.status, this.grid, this.moreRow);
+      this.filters, el("div", { class: "row" }, this.status, extra), this.grid, this.moreRow);
     document.addEventListener("keydown", (event) => {
       if (event.key === "/" && !/^(INPUT|TEXTAREA|SELECT)$/.test(document.activeElement.tagName) && !viewer.dialog.open) {
         event.preventDefault();
         this.search.focus();
       }
     });
+  }
+
+  // What there is to choose from, once it is known: name -> count, and kind -> title.
+  offer({ sources, splits, kinds, ofRows }) {
+    this.filter.ofRows = ofRows;
+    const select = (key, label, values, all) => el("label", null, label,
+      el("select", { name: key, on: { change: (event) => { this.filter[key] = event.target.value; this.restart(); } } },
+        el("option", { value: "" }, all), Object.entries(values).map(([value, text]) => el("option", { value }, text))));
+    const counted = (of) => Object.fromEntries(Object.entries(of).map(([name, count]) => [name, `${name} (${short(count)})`]));
+    this.selects.replaceChildren(...[
+      Object.keys(sources).length > 1 && select("source", "Source", counted(sources), "all sources"),
+      Object.keys(splits).length > 1 && select("split", "Split", counted(splits), "all splits"),
+      Object.keys(kinds).length > 0 && select("kind", "Suspicious", kinds, "whatever"),
+    ].filter(Boolean));
   }
 
   later() {
@@ -70,7 +79,10 @@ class Gallery {
     const asked = (this.asked = Symbol("asked"));
     this.button.disabled = true;
     try {
-      const { rows, next, note } = await this.find(this.filter, this.cursor);
+      const { rows, next, note } = await this.find(this.filter, this.cursor, (text) => {
+        if (asked === this.asked) this.status.textContent = text;
+        return asked === this.asked;
+      });
       if (asked !== this.asked) return;
       this.cursor = next;
       this.rows.push(...rows);

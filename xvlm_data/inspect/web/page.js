@@ -19,11 +19,12 @@
     return { rows: found.slice(cursor, cursor + STEP), next,
       note: (shown) => (found.length ? `${number(shown)} of ${number(found.length)} that fit, of ${number(rows.length)} pictures in this page` : `None of the ${number(rows.length)} pictures in this page fits. They are a sample of ${number(doc.about.rows)}; xvlm-data serve looks through all of them.`) };
   };
-  const gallery = new Gallery({ find, viewer, sources: doc.statistics.sources, splits: doc.statistics.splits, kinds, ofRows,
+  const gallery = new Gallery({ find, viewer,
     about: rows.length < doc.about.rows ? `${number(data.even.length)} evenly spread over the manifest, and examples of what is worth a second look` : "all of the manifest" });
+  gallery.offer({ sources: doc.statistics.sources, splits: doc.statistics.splits, kinds, ofRows });
   const sections = [gallery.element, distributions(doc), texts(doc, (words) => gallery.searchFor(words)), leftOut(doc),
     suspicious(doc, (row) => byNumber.get(row) || null, viewer, ofRows), origin(doc)];
-  document.getElementById("app").append(top(doc.about), navigation(sections),
+  document.getElementById("app").append(heading(doc.about), navigation(sections),
     el("main", { class: "wrap" }, summary(doc), sections),
     el("footer", { class: "wrap" }, `Made by xvlm-data inspect ${data.version}. One file, no network: it can be sent and kept.`));
   gallery.restart();

@@ -115,7 +115,7 @@ function card(row, filter, open) {
 class Viewer {
   constructor() {
     this.title = el("h2", { id: "viewer-title" });
-    this.panes = el("div", { class: "panes" });
+    this.panes = el("div", { class: "panes", tabindex: "-1" });
     this.position = el("span", { class: "muted small", role: "status" });
     const button = (text, label, act) => el("button", { class: "button", type: "button", "aria-label": label, on: { click: act } }, text);
     this.dialog = el("dialog", { class: "viewer", "aria-labelledby": "viewer-title", on: { keydown: (event) => this.key(event), click: (event) => {
@@ -141,7 +141,10 @@ class Viewer {
     const next = this.at + by;
     if (next < 0 || next >= this.rows.length) return;
     this.at = next;
+    const inside = this.panes.contains(document.activeElement);
     this.draw();
+    // What had the focus is gone; keys must still reach the dialog.
+    if (inside) this.panes.focus({ preventScroll: true });
   }
 
   key(event) {

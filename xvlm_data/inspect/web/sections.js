@@ -1,8 +1,8 @@
 // The sections of a page, each from its part of the document that `look.py` makes.
 
-function top(about, extra) {
+function heading(about, extra) {
   const facts = [about.source, about.split, about.generator, plural(about.shards, "file"), bytes(about.bytes)].filter(Boolean);
-  return el("div", { class: "wrap top" },
+  return el("header", { class: "wrap top" },
     el("h1", null, said(about.name || about.spec || "Manifest")),
     el("p", null, said(facts.join("  ·  ")), about.licence ? [el("br"), said(about.licence)] : null), extra);
 }
@@ -120,7 +120,7 @@ function leftOut(doc) {
   }
   const reasons = doc.left_out.map((reason) => el("details", null,
     el("summary", null, said(`${reason.kind}: ${reason.reason}`), ` — ${number(reason.count)}`, reason.flag ? el("span", null, ", a rule; turned off by ", el("code", null, reason.flag)) : ""),
-    el("div", { class: "scroll" }, el("table", null,
+    el("div", { class: "scroll", tabindex: "0", role: "group", "aria-label": "Examples" }, el("table", null,
       el("thead", null, el("tr", null, ["record", "where", "what"].map((head) => el("th", { scope: "col" }, head)))),
       el("tbody", null, reason.examples.map((example) => el("tr", null,
         el("td", null, said(example.record_id || "–")), el("td", null, said(`${example.source_file || ""} ${example.location || ""}`)), el("td", null, said(example.message || "")))))))));
