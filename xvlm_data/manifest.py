@@ -205,7 +205,9 @@ def _resolve_folder(fs: Any, path: str, spec: str) -> tuple[list[str], dict[str,
         raise ManifestError(f"{name}: damaged ({error!r})", "build the manifest again") from error
     _check_version(summary.get("schema_version"), spec)
     if escaped := [file for file in files if "/" in file or file.startswith("..")]:
-        raise ManifestError(f"{name}: shard {escaped[0]!r} lies outside the folder")
+        raise ManifestError(
+            f"{name}: shard {escaped[0]!r} lies outside the folder", "take it from who built it"
+        )
     missing = [file for file in files if not fs.exists(f"{path.rstrip('/')}/{file}")]
     if missing:
         raise ManifestError(
@@ -224,7 +226,10 @@ def _read_footer(url: str) -> Shard:
         groups = tuple(metadata.row_group(i).num_rows for i in range(metadata.num_row_groups))
     footer = schema.metadata or {}
     if VERSION_KEY not in footer:
-        raise ManifestError(f"{url}: Parquet, but no xvlm manifest (no {VERSION_KEY.decode()})")
+        raise ManifestError(
+            f"{url}: Parquet, but no xvlm manifest (no {VERSION_KEY.decode()})",
+            "build one with `xvlm-data build`",
+        )
     version = _check_version(footer[VERSION_KEY].decode(errors="replace"), url)
     for field in FIELDS:
         index = schema.get_field_index(field.name)
@@ -236,7 +241,7 @@ def _read_footer(url: str) -> Shard:
     try:
         info = json.loads(footer.get(INFO_KEY, b"{}"))
     except ValueError as error:
-        raise ManifestError(f"{url}: damaged footer ({error})") from error
+        raise ManifestError(f"{url}: damaged footer ({error})", "copy or build it again") from error
     return Shard(url, metadata.num_rows, groups, info, version)
 
 
@@ -282,14 +287,18 @@ def _check_version(found: Any, where: str) -> int:
     try:
         version = int(found)
     except (TypeError, ValueError):
-        raise ManifestError(f"{where}: unreadable schema version {found!r}") from None
+        raise ManifestError(
+            f"{where}: unreadable schema version {found!r}", "build the manifest again"
+        ) from None
     if version > SCHEMA_VERSION:
         raise ManifestError(
             f"{where}: schema version {version}, this xvlm reads up to {SCHEMA_VERSION}",
             "upgrade xvlm",
         )
     if version < 1:
-        raise ManifestError(f"{where}: schema version {version} does not exist")
+        raise ManifestError(
+            f"{where}: schema version {version} does not exist", "build the manifest again"
+        )
     return version
 
 
@@ -301,10 +310,11 @@ def _moved(path: str, recorded: str, root: str) -> str:
             relative = relative.relative_to(recorded)
         except ValueError:
             raise ManifestError(
-                f"image {path!r} lies outside the image root {recorded!r}"
+                f"image {path!r} lies outside the image root {recorded!r}",
+                "--image-root moves the images of one root; build the manifest again",
             ) from None
     if ".." in relative.parts:
-        raise ManifestError(f"image {path!r} leaves the image root")
+        raise ManifestError(f"image {path!r} leaves the image root", "build the manifest again")
     return f"{root.rstrip('/')}/{relative.as_posix()}"
 
 

@@ -402,7 +402,7 @@ def test_search_finds_what_fits(
     [
         ({"with": "pixel"}, "no granularity 'pixel'"),
         ({"kind": "odd"}, "no kind 'odd'"),
-        ({"least": "x"}, "least and most are numbers"),
+        ({"least": "x"}, "least and most are no numbers"),
     ],
 )
 def test_wrong_filters_are_told(server: Server, given_: dict[str, str], message: str) -> None:

@@ -142,8 +142,7 @@ def test_two_manifests_are_compared(browser: Any, server: Server) -> None:
     one(browser, "#compare form button").click()
     wait(browser, lambda: browser.find_elements(By.CSS_SELECTOR, "#compare .figures .chart"))
     cells = [
-        part.text
-        for part in browser.find_elements(By.CSS_SELECTOR, "#compare > div > .chart td.n")
+        part.text for part in browser.find_elements(By.CSS_SELECTOR, "#compare > div > .chart td.n")
     ]
     # Rows 1 to 109 are in both, one of them with another caption and one that was hostile.
     assert [text for text in cells if text.isdigit()] == ["109", "11", "0", "2"]

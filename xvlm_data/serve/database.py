@@ -138,7 +138,9 @@ class Database:
         except duckdb.InterruptException as error:
             raise UserError(f"no answer within {PATIENCE:.0f} s", "ask for less") from error
         except duckdb.Error as error:
-            raise UserError(" ".join(str(error).split())[:1000]) from error
+            raise UserError(
+                " ".join(str(error).split())[:1000], "see the columns with DESCRIBE images"
+            ) from error
         finally:
             timer.cancel()
             cursor.close()

@@ -62,7 +62,9 @@ class Filter:
         try:
             least, most = float(given.get("least", 0)), float(given.get("most", 1))
         except ValueError:
-            raise UserError("least and most are numbers from 0 to 1") from None
+            raise UserError(
+                "least and most are no numbers", "give parts of the image, from 0 to 1"
+            ) from None
         return cls(
             given.get("text", "").strip(),
             given.get("source", ""),
