@@ -189,6 +189,8 @@ class Frequencies:
         if table.nbytes > self.budget:
             table = self._without_rarest(table)
         self._parts, self._pending, self._merged = [table], 0, True
+        # Grouping takes several times the table for a moment, which the pool would keep.
+        pa.default_memory_pool().release_unused()
         return table
 
     def _without_rarest(self, table: pa.Table) -> pa.Table:
