@@ -355,6 +355,33 @@ def test_expected_counts_stand_beside_ours(browser: Any, tmp_path: Path) -> None
     assert "recipe mine" in one(browser, "#summary").text
 
 
+def test_several_manifests_have_their_expected_counts_in_a_table(
+    browser: Any, tmp_path: Path
+) -> None:
+    for name in ("one", "two"):
+        rows = [scene(i) for i in range(3)]
+        write_folder(tmp_path / name, rows, rows=3, concepts={"image": 3, "region": 6, "object": 3})
+    (tmp_path / "recipe.yaml").write_text(
+        "name: mine\nsources:\n  one: {expect: {images: {official: 3}}}\n"
+        "  two: {expect: {images: {official: 9}}}\n"
+        "streams: {image_text: {entries: [{source: one, granularity: [image]}]}}\n"
+    )
+    opened(browser, written(tmp_path / "one", tmp_path / "page.html", tmp_path / "two"))
+    table = [part.text for part in browser.find_elements(By.CSS_SELECTOR, "#summary tbody tr")]
+    assert table == ["one images 3 3 ok", "two images 9 3 outside"]
+
+
+def test_a_picture_of_unknown_size_has_its_own_shape(browser: Any, tmp_path: Path) -> None:
+    tall = scene(0, image=picture("navy", size=(60, 120)), width=0, height=0)
+    opened(browser, written(write_folder(tmp_path / "made", [tall]), tmp_path / "page.html"))
+
+    def shape() -> float:
+        size = one(browser, ".card .picture").rect
+        return float(size["width"] / size["height"])
+
+    wait(browser, lambda: shape() == pytest.approx(0.5, rel=0.02))
+
+
 def test_a_recipe_that_knows_nothing_of_it_is_refused(tmp_path: Path) -> None:
     manifest = write_folder(tmp_path / "made", [scene(0)])
     recipe = tmp_path / "other.txt"

@@ -95,13 +95,17 @@ def look(
         "about": about,
         "counted": {"rows": counted, "of": len(manifest)},
         "recipe": name,
+        "expected": [
+            {"name": report.name, "lines": [line.to_dict() for line in report.expect]}
+            for report in reports
+            if len(reports) > 1
+        ],
         "figures": _figures(manifest, statistics, reports, counted),
         "warnings": list(dict.fromkeys(warnings)),
         "build": {
             "counts": mapping(build.get("counts")),
             "clipped_boxes": build.get("clipped_boxes"),
-            "inputs": build.get("inputs") or [],
-            "notes": build.get("notes") or [],
+            "inputs": _listed(build.get("inputs")),
         },
         "statistics": _statistics(statistics),
         "left_out": left_out(manifest),
@@ -143,6 +147,11 @@ def _figures(
             }
         )
     return figures
+
+
+def _listed(value: Any) -> list[str]:
+    """``value`` as texts if it is a list: people edit ``manifest.json``."""
+    return [str(item) for item in value] if isinstance(value, list) else []
 
 
 def _statistics(statistics: Statistics) -> dict[str, Any]:

@@ -26,9 +26,9 @@ function aboutRow(row) {
 // A picture with boxes. `chosen(concept)` tells which boxes are drawn; `point(index or null)` is
 // told which one the pointer is on.
 function picture(row, chosen, point) {
-  const known = row.width > 0 && row.height > 0;
-  const holder = el("span", { class: "picture", style: { "aspect-ratio": known ? `${row.width} / ${row.height}` : "4 / 3" } });
-  const ratio = known ? row.width / row.height : 4 / 3;
+  const sized = row.width > 0 && row.height > 0;
+  const holder = el("span", { class: "picture" });
+  let ratio = sized ? row.width / row.height : 4 / 3;
   const fit = () => {
     const room = holder.parentElement;
     if (!room) return;
@@ -42,7 +42,14 @@ function picture(row, chosen, point) {
   const blank = (why) => el("span", { class: "blank" }, why || "no picture");
   if (row.image) {
     holder.append(el("img", { src: row.image, alt: "", decoding: "async", loading: "lazy",
-      on: { error: (event) => event.target.replaceWith(blank("the picture could not be shown")) } }));
+      on: {
+        error: (event) => event.target.replaceWith(blank("the picture could not be shown")),
+        load: ({ target }) => {
+          if (sized || !target.naturalHeight) return;
+          ratio = target.naturalWidth / target.naturalHeight;
+          fit();
+        },
+      } }));
   } else holder.append(blank(row.problem));
   const canvas = svg("svg", { viewBox: "0 0 1 1", preserveAspectRatio: "none", "aria-hidden": "true" });
   const drawn = new Map();

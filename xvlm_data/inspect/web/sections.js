@@ -60,6 +60,9 @@ function summary(doc) {
   return el("section", { id: "summary", "aria-label": "Summary" },
     el("div", { class: "tiles" }, tiles),
     part ? el("p", { class: "status" }, part) : null,
+    doc.expected.length ? el("div", { class: "chart" }, table(["", "", "expected", "found", ""], doc.expected.flatMap(({ name, lines }) =>
+      lines.filter((line) => line.status !== "unchecked").map((line) => [said(name), line.quantity, number(line.official === null ? line.paper : line.official),
+        line.found === null ? "–" : number(line.found), el("span", { class: line.status === "ok" ? "ok" : "outside" }, line.status)])))) : null,
     doc.recipe ? el("p", { class: "status" }, "Expected counts are of the recipe ", said(doc.recipe), ".") : null,
     doc.warnings.length ? el("ul", { class: "warnings" }, doc.warnings.map((line) => el("li", null, said(line)))) : null);
 }
