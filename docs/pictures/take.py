@@ -59,7 +59,7 @@ def main() -> None:
 def _page(browser: Any, page: Path) -> None:
     browser.get(page.as_uri())
     _shoot(browser, "page")
-    browser.execute_script("document.querySelectorAll('.card')[5].click()")
+    browser.execute_script("document.querySelectorAll('.card')[2].click()")
     browser.execute_script("document.querySelectorAll('dialog .concept')[1].focus()")
     _shoot(browser, "viewer")
     browser.execute_script(
