@@ -60,6 +60,10 @@ main = command_group(
             "Make a manifest of xvlm-jsonl, coco or webdataset files.",
         ),
         "push": ("xvlm_data.publish.push:push_command", "Publish a manifest, with a card."),
+        "serve": (
+            "xvlm_data.serve.command:serve_command",
+            "Look at whole manifests in a browser.",
+        ),
         "verify": (
             "xvlm_data.verify.command:verify_command",
             "Hold built manifests against a recipe's expected counts.",

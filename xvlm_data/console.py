@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -67,7 +68,8 @@ class Bars:
 
     def __init__(self, console: Console = stderr, *, quiet: bool = False) -> None:
         self._console = console
-        self._off = quiet or not console.is_terminal
+        # CI services may force colours, which makes a log look like a terminal.
+        self._off = quiet or not console.is_terminal or "CI" in os.environ
 
     @contextmanager
     def reading(self, name: str, size: int) -> Iterator[Advance]:

@@ -217,7 +217,10 @@ class Ray:
                     **local,
                 )
             except (ConnectionError, ValueError, RuntimeError) as error:
-                raise UserError(f"no Ray cluster at {self._address}: {error}") from error
+                raise UserError(
+                    f"no Ray cluster at {self._address}: {error}",
+                    "check --address, and `ray status`",
+                ) from error
         self.workers = self.workers or int(ray.cluster_resources().get("CPU", 1))
         return self
 

@@ -120,14 +120,26 @@ class Manifest(Rows):
             return self._localise(table, self.shards[shard])
 
     def batches(
-        self, columns: Sequence[str] | None = None, batch_size: int = 1024
+        self,
+        columns: Sequence[str] | None = None,
+        batch_size: int = 1024,
+        groups: Sequence[Sequence[int]] | None = None,
     ) -> Iterator[pa.RecordBatch]:
-        """All rows in order, in batches of at most ``batch_size``; raises as `read_row_group`."""
-        for shard in self.shards:
+        """Rows in order, in batches of at most ``batch_size``; raises as `read_row_group`.
+
+        Args:
+            columns: which, or all.
+            batch_size: rows.
+            groups: for each shard the row groups to read; without, all rows are.
+        """
+        for number, shard in enumerate(self.shards):
+            chosen = None if groups is None else list(groups[number])
+            if chosen == []:
+                continue
             with _open(shard.url) as file, _parquet_errors(shard.url):
                 # Buffered ahead, a shard with embedded images would be in memory as a whole.
                 parquet = pq.ParquetFile(file, pre_buffer=False)
-                for batch in parquet.iter_batches(batch_size, columns=_list(columns)):
+                for batch in parquet.iter_batches(batch_size, chosen, columns=_list(columns)):
                     table = self._localise(pa.Table.from_batches([batch]), shard)
                     yield from table.to_batches()
 
@@ -203,7 +215,9 @@ def _resolve_folder(fs: Any, path: str, spec: str) -> tuple[list[str], dict[str,
         raise ManifestError(f"{name}: damaged ({error!r})", "build the manifest again") from error
     _check_version(summary.get("schema_version"), spec)
     if escaped := [file for file in files if "/" in file or file.startswith("..")]:
-        raise ManifestError(f"{name}: shard {escaped[0]!r} lies outside the folder")
+        raise ManifestError(
+            f"{name}: shard {escaped[0]!r} lies outside the folder", "take it from who built it"
+        )
     missing = [file for file in files if not fs.exists(f"{path.rstrip('/')}/{file}")]
     if missing:
         raise ManifestError(
@@ -222,7 +236,10 @@ def _read_footer(url: str) -> Shard:
         groups = tuple(metadata.row_group(i).num_rows for i in range(metadata.num_row_groups))
     footer = schema.metadata or {}
     if VERSION_KEY not in footer:
-        raise ManifestError(f"{url}: Parquet, but no xvlm manifest (no {VERSION_KEY.decode()})")
+        raise ManifestError(
+            f"{url}: Parquet, but no xvlm manifest (no {VERSION_KEY.decode()})",
+            "build one with `xvlm-data build`",
+        )
     version = _check_version(footer[VERSION_KEY].decode(errors="replace"), url)
     for field in FIELDS:
         index = schema.get_field_index(field.name)
@@ -234,7 +251,7 @@ def _read_footer(url: str) -> Shard:
     try:
         info = json.loads(footer.get(INFO_KEY, b"{}"))
     except ValueError as error:
-        raise ManifestError(f"{url}: damaged footer ({error})") from error
+        raise ManifestError(f"{url}: damaged footer ({error})", "copy or build it again") from error
     further = tuple(field for field in schema if field.name not in FIELDS.names)
     return Shard(url, metadata.num_rows, groups, info, version, further)
 
@@ -281,14 +298,18 @@ def _check_version(found: Any, where: str) -> int:
     try:
         version = int(found)
     except (TypeError, ValueError):
-        raise ManifestError(f"{where}: unreadable schema version {found!r}") from None
+        raise ManifestError(
+            f"{where}: unreadable schema version {found!r}", "build the manifest again"
+        ) from None
     if version > SCHEMA_VERSION:
         raise ManifestError(
             f"{where}: schema version {version}, this xvlm reads up to {SCHEMA_VERSION}",
             "upgrade xvlm",
         )
     if version < 1:
-        raise ManifestError(f"{where}: schema version {version} does not exist")
+        raise ManifestError(
+            f"{where}: schema version {version} does not exist", "build the manifest again"
+        )
     return version
 
 
@@ -300,10 +321,11 @@ def _moved(path: str, recorded: str, root: str) -> str:
             relative = relative.relative_to(recorded)
         except ValueError:
             raise ManifestError(
-                f"image {path!r} lies outside the image root {recorded!r}"
+                f"image {path!r} lies outside the image root {recorded!r}",
+                "--image-root moves the images of one root; build the manifest again",
             ) from None
     if ".." in relative.parts:
-        raise ManifestError(f"image {path!r} leaves the image root")
+        raise ManifestError(f"image {path!r} leaves the image root", "build the manifest again")
     return f"{root.rstrip('/')}/{relative.as_posix()}"
 
 

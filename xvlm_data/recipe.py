@@ -200,7 +200,10 @@ def read_recipe(path: Path) -> Recipe:
     try:
         tree = yaml.load(text, Loader=_Loader)
     except (yaml.YAMLError, RecursionError, ValueError) as error:
-        raise UserError(f"{path}: not valid YAML ({' '.join(str(error).split())})") from None
+        raise UserError(
+            f"{path}: not valid YAML ({' '.join(str(error).split())})",
+            "see manifests/4m.yaml for the layout",
+        ) from None
     if not isinstance(tree, dict):
         raise UserError(f"{path}: not a mapping of keys", "see manifests/4m.yaml for the layout")
     _check_keys(tree, Recipe, str(path), "")
@@ -208,7 +211,10 @@ def read_recipe(path: Path) -> Recipe:
         recipe = msgspec.convert(tree, Recipe)
     except msgspec.ValidationError as error:
         what, _, place = str(error).partition(" - at `$")
-        raise UserError(f"{path}: {place.rstrip('`').removeprefix('.')}: {what}") from None
+        raise UserError(
+            f"{path}: {place.rstrip('`').removeprefix('.')}: {what}",
+            "see manifests/4m.yaml for the layout",
+        ) from None
     _check_streams(recipe, path)
     return recipe
 

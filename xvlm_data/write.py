@@ -33,6 +33,17 @@ ROW_GROUP_BYTES = 32 << 20
 _COMPRESSION = {"image.bytes": "none", "concepts.list.element.box.list.element": "snappy"}
 
 
+def parquet_options(schema: pa.Schema) -> dict[str, Any]:
+    """How the columns of a manifest are written, for ``pq.ParquetWriter``."""
+    return {
+        # JPEG bytes do not compress, and boxes hardly; text does.
+        "compression": dict.fromkeys(_leaves(schema), "zstd") | _COMPRESSION,
+        "use_dictionary": ["source", "split", "concepts.list.element.granularity"],
+        # With the null count of the bytes, readers know embedded images from references.
+        "write_statistics": ["id", "width", "height", "image.bytes"],
+    }
+
+
 class ShardWriter:
     """Writes one shard; cuts row groups by rows and by embedded bytes. A context manager.
 
@@ -52,11 +63,7 @@ class ShardWriter:
         self._writer = pq.ParquetWriter(
             self._file,
             schema,
-            # JPEG bytes do not compress, and boxes hardly; text does.
-            compression=dict.fromkeys(_leaves(schema), "zstd") | _COMPRESSION,
-            use_dictionary=["source", "split", "concepts.list.element.granularity"],
-            # With the null count of the bytes, readers know embedded images from references.
-            write_statistics=["id", "width", "height", "image.bytes"],
+            **parquet_options(schema),
         )
         self._pending: list[pa.Table] = []
         self._pending_rows = self._pending_bytes = 0

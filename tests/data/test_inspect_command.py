@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +13,12 @@ import pyarrow.parquet as pq
 import pytest
 from click.testing import CliRunner, Result
 from PIL import Image
+from rich.console import Console
 
 from tests.data.inspect_manifests import concept, png, row, write, write_folder
 from xvlm_data.errors import ManifestError, UserError
 from xvlm_data.inspect.command import inspect_command
+from xvlm_data.inspect.report import print_statistics
 from xvlm_data.inspect.statistics import collect
 from xvlm_data.manifest import open_manifest
 from xvlm_data.schema import VERSION_KEY, manifest_schema
@@ -70,6 +74,15 @@ def test_report_shows_what_is_there(manifest: Path) -> None:
         assert line in squeezed, line
     assert max(map(len, found.splitlines())) <= 80
     assert "\x1b" not in found  # no colours where there is no terminal
+
+
+def test_terminals_have_colours(manifest: Path) -> None:
+    out = io.StringIO()
+    console = Console(file=out, force_terminal=True, color_system="256", highlight=False)
+    print_statistics(console, collect(open_manifest(manifest)), top=1)
+    # Bars of regions and objects are of different colours, and not of the text's.
+    colours = set(re.findall("\x1b\\[([0-9;]+)m\N{FULL BLOCK}", out.getvalue()))
+    assert len(colours) >= 3 and "0" not in colours
 
 
 def test_report_of_a_folder_shows_what_the_build_left_out(folder: Path) -> None:

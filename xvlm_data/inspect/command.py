@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import math
 from pathlib import Path
-from typing import Any
 
 import click
 
@@ -33,6 +31,32 @@ import click
     help="Write N evenly spread images with their boxes and texts as PNG files into OUT.",
 )
 @click.option(
+    "--html",
+    "page",
+    type=click.Path(path_type=Path),
+    metavar="OUT",
+    help="Write one HTML file that shows the manifest, pictures with boxes included.",
+)
+@click.option(
+    "--pictures",
+    type=click.IntRange(0, 2000),
+    default=120,
+    show_default=True,
+    help="With --html: pictures, besides examples of what is worth a second look.",
+)
+@click.option(
+    "--recipe",
+    type=click.Path(path_type=Path, readable=False),
+    help="With --html: hold the counts against this recipe [one that lies beside MANIFEST].",
+)
+@click.option(
+    "--max-rows",
+    type=click.IntRange(min=0),
+    default=400_000,
+    show_default=True,
+    help="With --html: of a larger manifest count so many rows, evenly spread; 0 counts all.",
+)
+@click.option(
     "--rows", type=click.IntRange(min=0), default=3, show_default=True, help="Example rows."
 )
 @click.option(
@@ -54,6 +78,10 @@ def inspect_command(
     decode: bool,
     no_image_check: bool,
     draw: tuple[int, Path] | None,
+    page: Path | None,
+    pictures: int,
+    recipe: Path | None,
+    max_rows: int,
     rows: int,
     top: int,
     image_root: str | None,
@@ -68,6 +96,7 @@ def inspect_command(
       xvlm-data inspect manifests/coco
       xvlm-data inspect manifests/vg --validate --decode
       xvlm-data inspect manifests/coco --draw 12 pictures
+      xvlm-data inspect manifests/vg --html vg.html --recipe manifests/4m.yaml
       xvlm-data inspect 'manifests/*/manifest-*.parquet' --json
     """
     from xvlm_data.console import Bars
@@ -76,8 +105,16 @@ def inspect_command(
     from xvlm_data.inspect.overview import disagreements, overview
     from xvlm_data.inspect.statistics import collect
     from xvlm_data.inspect.validate import validate
+    from xvlm_data.json_values import finite
     from xvlm_data.manifest import open_manifest
 
+    if page is not None:
+        if check or draw is not None:
+            raise click.UsageError("--html writes a page alone; run --validate or --draw by itself")
+        _write_page(manifests, page, pictures, recipe, max_rows, image_root, as_json)
+        return
+    if recipe is not None:
+        raise click.UsageError("--recipe belongs to --html; or use `xvlm-data verify --recipe`")
     if (decode or no_image_check) and not check:
         raise click.UsageError("--decode and --no-image-check belong to --validate")
     bars = Bars(quiet=as_json)
@@ -107,7 +144,7 @@ def inspect_command(
             "validation": findings.to_dict() if findings else None,
             "drawn": [str(path) for path in drawn],
         }
-        click.echo(json.dumps(_finite(result), ensure_ascii=False, indent=2))
+        click.echo(json.dumps(finite(result), ensure_ascii=False, indent=2))
     else:
         from rich.console import Console
 
@@ -126,10 +163,31 @@ def inspect_command(
         context.exit(1)
 
 
-def _finite(value: Any) -> Any:
-    """``value`` with None for NaN and infinity, which JSON does not have."""
-    if isinstance(value, dict):
-        return {key: _finite(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_finite(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+def _write_page(
+    manifests: tuple[str, ...],
+    page: Path,
+    pictures: int,
+    recipe: Path | None,
+    max_rows: int,
+    image_root: str | None,
+    as_json: bool,
+) -> None:
+    from xvlm_data.console import Bars
+    from xvlm_data.inspect.page import write_page
+    from xvlm_data.manifest import open_manifest
+
+    spec = manifests[0] if len(manifests) == 1 else manifests
+    manifest = open_manifest(spec, image_root=image_root)
+    size = write_page(
+        manifest,
+        manifests,
+        page,
+        pictures=pictures,
+        recipe=recipe,
+        max_rows=max_rows,
+        stage=Bars(quiet=as_json).stage,
+    )
+    if as_json:
+        click.echo(json.dumps({"page": str(page), "bytes": size}))
+    else:
+        click.echo(f"wrote {page} ({size / 1e6:.1f} MB); open it in a browser")

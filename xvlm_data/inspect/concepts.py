@@ -62,26 +62,87 @@ def flatten_concepts(batch: pa.RecordBatch) -> Concepts:
 
 
 def checked_batches(
-    manifest: Manifest, columns: Sequence[str], batch_size: int = BATCH_ROWS
+    manifest: Manifest,
+    columns: Sequence[str],
+    batch_size: int = BATCH_ROWS,
+    sample: Sample | None = None,
 ) -> Iterator[tuple[int, pa.RecordBatch]]:
     """Pairs (number of the batch's first row in the manifest, batch), in order.
+
+    Args:
+        manifest: an opened manifest.
+        columns: which.
+        batch_size: rows.
+        sample: which row groups to read; without, all of them. A batch then holds rows of one
+            group.
 
     Raises:
         ManifestError: a file is damaged, down to text that is not UTF-8.
     """
     first = 0
-    for batch in manifest.batches(columns, batch_size):
-        try:
-            batch.validate(full=True)
-        except pa.ArrowInvalid as error:
-            url, row = locate(manifest, first)
-            problem = str(error).splitlines()[0]
-            raise ManifestError(
-                f"{url}: damaged in rows {row} to {row + batch.num_rows - 1} ({problem})",
-                "copy or build it again",
-            ) from error
-        yield first, batch
-        first += batch.num_rows
+    for start, groups in [(0, None)] if sample is None else sample.runs():
+        first = start
+        for batch in manifest.batches(columns, batch_size, groups):
+            try:
+                batch.validate(full=True)
+            except pa.ArrowInvalid as error:
+                url, row = locate(manifest, first)
+                problem = str(error).splitlines()[0]
+                raise ManifestError(
+                    f"{url}: damaged in rows {row} to {row + batch.num_rows - 1} ({problem})",
+                    "copy or build it again",
+                ) from error
+            yield first, batch
+            first += batch.num_rows
+
+
+@dataclass(frozen=True)
+class Sample:
+    """Row groups that stand for a whole manifest. Use :func:`choose_sample`.
+
+    Attributes:
+        groups: by shard, the row groups that are read.
+        sizes: by shard, the rows of each of its row groups.
+    """
+
+    groups: tuple[tuple[int, ...], ...]
+    sizes: tuple[tuple[int, ...], ...]
+
+    @property
+    def rows(self) -> int:
+        """How many rows are read."""
+        pairs = zip(self.groups, self.sizes, strict=True)
+        return sum(sizes[group] for groups, sizes in pairs for group in groups)
+
+    def runs(self) -> Iterator[tuple[int, list[list[int]]]]:
+        """Neighbouring groups of a shard: the first row, and for each shard the groups to read."""
+        start = 0
+        for shard, (groups, sizes) in enumerate(zip(self.groups, self.sizes, strict=True)):
+            starts = np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64) + start
+            run: list[int] = []
+            for group in groups:
+                if run and group != run[-1] + 1:
+                    yield int(starts[run[0]]), self._only(shard, run)
+                    run = []
+                run.append(group)
+            if run:
+                yield int(starts[run[0]]), self._only(shard, run)
+            start = int(starts[-1])
+
+    def _only(self, shard: int, run: list[int]) -> list[list[int]]:
+        return [list(run) if i == shard else [] for i in range(len(self.groups))]
+
+
+def choose_sample(manifest: Manifest, max_rows: int) -> Sample | None:
+    """Evenly spread row groups of about ``max_rows`` rows in all; None where all rows are fewer."""
+    if len(manifest) <= max_rows:
+        return None
+    sizes = tuple(shard.row_groups for shard in manifest.shards)
+    places = [(i, group) for i, of in enumerate(sizes) for group in range(len(of))]
+    number = max(1, len(places) * max_rows // len(manifest))
+    chosen = [places[i] for i in spread(len(places), number)]
+    groups = tuple(tuple(g for i, g in chosen if i == shard) for shard in range(len(sizes)))
+    return Sample(groups, sizes)
 
 
 def locate(manifest: Manifest, row: int) -> tuple[str, int]:

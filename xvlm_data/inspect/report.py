@@ -13,11 +13,12 @@ from rich.text import Text
 from xvlm_data.inspect.overview import mapping
 from xvlm_data.inspect.statistics import Frequencies, Histogram, Statistics
 from xvlm_data.inspect.validate import RULES, Findings
-from xvlm_data.schema import GRANULARITIES
+from xvlm_data.schema import GRANULARITIES, IMAGE, OBJECT, REGION
 
 Label = Callable[[float], str]
 
 BAR = 12
+_COLOURS = {IMAGE: "green", REGION: "dark_orange", OBJECT: "dodger_blue1"}
 BUILD_COLUMNS = ("raw", "kept", "filtered", "rejected")
 TEXT_SHOWN = 60
 EXAMPLE_CONCEPTS = 8
@@ -175,10 +176,10 @@ def _print_histograms(
         table.add_column(about, overflow="fold")
     for i in range(used[0], used[-1] + 1):
         cells = []
-        for histogram in filled.values():
+        for name, histogram in filled.items():
             share = histogram.counts[i] / histogram.count
             bar = block * round(BAR * histogram.counts[i] / histogram.counts.max())
-            cells.append(f"{share:6.1%} {bar}")
+            cells.append(Text(f"{share:6.1%} ").append(bar, _COLOURS.get(name, "cyan")))
         table.add_row(_bin_label(edges, i, label), *cells)
     _heading(console, title)
     console.print(table)

@@ -71,7 +71,9 @@ def open_raw(path: Path) -> BinaryIO:
     except PermissionError:
         raise UserError(f"{path}: not readable", "check its permissions") from None
     except IsADirectoryError:
-        raise UserError(f"{path}: a folder where a file should be") from None
+        raise UserError(
+            f"{path}: a folder where a file should be", "unpack the official release there"
+        ) from None
     head = file.read(64)
     file.seek(0)
     if not head:

@@ -50,7 +50,10 @@ def read_lines(
                 end = data.find(b"\n", max(stop - start - 1, 0)) + 1
             if not end:
                 if len(data) > MAX_LINE:
-                    raise UserError(f"{path}: a line longer than 16 MiB (near byte {start})")
+                    raise UserError(
+                        f"{path}: a line longer than 16 MiB (near byte {start})",
+                        "is it the official file? download it again",
+                    )
                 rest = data
                 continue
             lines = data[: end - 1].split(b"\n")

@@ -111,7 +111,7 @@ def sample_command(
     out_of_place = _OF_MINIATURES if annotations_only else _OF_ANNOTATIONS
     if wrong := sorted(given.intersection(out_of_place)):
         state = "does not go with" if annotations_only else "needs"
-        raise UserError(f"--{wrong[0]} {state} --annotations-only")
+        raise UserError(f"--{wrong[0]} {state} --annotations-only", "see `xvlm-data sample --help`")
     if annotations_only:
         _annotations(out, scale, invalid, seed, sources, workers, overwrite, as_json)
     else:

@@ -59,7 +59,9 @@ def write_samples(
         if source not in _WRITERS:
             raise UserError(f"unknown source {source!r}", f"choose from {', '.join(SOURCES)}")
     if images < 1:
-        raise UserError(f"--images must be at least 1, not {images}")
+        raise UserError(
+            f"--images must be at least 1, not {images}", "give how many images to write"
+        )
     if images > MOST_IMAGES:
         raise UserError(
             f"{images} images need more ids than COCO has",

@@ -98,7 +98,10 @@ class Tokenizer:
         except UserError:
             raise
         except Exception as error:  # `tokenizers` raises bare Exception
-            raise UserError(f"{folder}: unreadable tokenizer ({_first_line(error)})") from error
+            raise UserError(
+                f"{folder}: unreadable tokenizer ({_first_line(error)})",
+                "give a folder with vocab.txt or tokenizer.json",
+            ) from error
         raise UserError(
             f"{folder}: neither {_FILE} nor {_VOCABULARY}", "give a folder saved by xvlm or BERT's"
         )
