@@ -2,11 +2,23 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, fields, replace
-from typing import Any
+from copy import copy
+from dataclasses import dataclass, field, fields
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class HostText:
+    """What shapes follow from; stays on the host when the batch moves to a device."""
+
+    lengths: npt.NDArray[np.int64]
+    """[B] tokens of each text."""
+    labels: npt.NDArray[np.int64]
+    """[B, M], as ``masked_labels``."""
 
 
 @dataclass(slots=True)
@@ -44,11 +56,19 @@ class Batch:
     skipped: dict[str, int] = field(default_factory=dict)
     """Rows and concepts that could not be used for this batch, by reason."""
 
+    host: HostText = field(init=False, repr=False, compare=False)
+    """Known without asking the device, where the batch was made on the host."""
+
+    def __post_init__(self) -> None:
+        self.host = HostText(
+            self.text_mask.sum(1).cpu().numpy(), self.masked_labels.cpu().numpy()
+        )
+
     def to(self, device: torch.device | str, non_blocking: bool = True) -> Batch:
         """The same batch on another device."""
-        moved: dict[str, Any] = {
-            field.name: value.to(device, non_blocking=non_blocking)
-            for field in fields(self)
-            if isinstance(value := getattr(self, field.name), Tensor)
-        }
-        return replace(self, **moved)
+        moved = copy(self)
+        for item in fields(self):
+            value = getattr(self, item.name)
+            if isinstance(value, Tensor):
+                setattr(moved, item.name, value.to(device, non_blocking=non_blocking))
+        return moved

@@ -34,11 +34,7 @@ class VisionEncoder(nn.Module):
         self.prefix_tokens: int = getattr(backbone, "num_prefix_tokens", 0)
         self.width: int = backbone.num_features
         self.layout, self.grid = self._probe()
-        # Convolutions are faster with channels last, on CPUs by half and more.
-        self.memory_format = (
-            torch.channels_last if self.layout == "NCHW" else torch.contiguous_format
-        )
-        backbone.to(memory_format=self.memory_format)
+        self.compute_as(channels_last=True, checkpointing=False)
         learned = config.position == "learned" or (
             config.position == "auto" and self.layout == "NCHW"
         )
@@ -50,6 +46,25 @@ class VisionEncoder(nn.Module):
             )
             # Transformers end in a norm of their own; rectified outputs have any scale.
             self.pos_norm = nn.LayerNorm(self.width)
+
+    def compute_as(self, *, channels_last: bool, checkpointing: bool) -> None:
+        """How it computes; the results stay what they are.
+
+        Raises:
+            UserError: the backbone cannot recompute its activations.
+        """
+        # Convolutions are faster with channels last, on CPUs by half and more.
+        last = channels_last and self.layout == "NCHW"
+        self.memory_format = torch.channels_last if last else torch.contiguous_format
+        self.backbone.to(memory_format=self.memory_format)
+        switch = getattr(self.backbone, "set_grad_checkpointing", None)
+        if checkpointing and switch is None:
+            raise UserError(
+                f"{self.name} cannot recompute activations", "set compute.checkpointing to false"
+            )
+        if switch is not None and (checkpointing or getattr(self, "checkpointing", False)):
+            switch(checkpointing)
+        self.checkpointing = checkpointing
 
     def forward(self, images: Tensor) -> Tensor:
         """Patches [I, N, C] of images [I, 3, R, R]."""
