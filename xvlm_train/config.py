@@ -20,7 +20,7 @@ import yaml
 
 from xvlm_data.errors import UserError
 from xvlm_train.data.config import DataConfig
-from xvlm_train.model.config import ModelConfig, Parity
+from xvlm_train.model.config import ComputeConfig, ModelConfig, Parity
 
 PRESETS = ("tiny", "small", "base")
 
@@ -91,6 +91,7 @@ class PretrainConfig:
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
     parity: Parity = field(default_factory=Parity)
+    compute: ComputeConfig = field(default_factory=ComputeConfig)
 
     def __post_init__(self) -> None:
         model, data = self.model.vision.image_size, self.data.image_size

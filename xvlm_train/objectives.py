@@ -19,7 +19,7 @@ from torch import Tensor
 
 from xvlm_train.data.batch import Batch
 from xvlm_train.model.config import Parity, SameText
-from xvlm_train.model.xvlm import Outputs
+from xvlm_train.model.xvlm import Outputs, full_precision
 
 CLEAN = Parity()
 
@@ -240,7 +240,7 @@ def contrastive_loss(
     sizes = _sizes_over_ranks(image_features)
     joint = gather_rows(torch.cat([image_features, text_features], dim=1), sizes)
     all_images, all_texts = joint.split(width, dim=1)
-    with torch.autocast(image_features.device.type, enabled=False):
+    with full_precision(image_features):
         to_text = image_features @ all_texts.T / temperature
         to_image = text_features @ all_images.T / temperature
     first = sum(sizes[: _rank()])

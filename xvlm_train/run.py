@@ -146,7 +146,7 @@ class Run:
     def _make_model(self) -> XVLM:
         config = self.config
         torch.manual_seed(config.train.seed)
-        model = XVLM(config.model)
+        model = XVLM(config.model, config.compute)
         if self.resume:
             checkpoint.load_model(self.resume, model)
             self.new_parameters = set(self.resume.state["new_parameters"])

@@ -136,7 +136,7 @@ def test_negative_weights_by_hand() -> None:
     weights = negative_weights(queries, keys, torch.tensor(0.5))
     other = torch.tensor([[2.0, 1.2], [0.0, 1.6]]).softmax(1) + 1e-5
     torch.testing.assert_close(weights, other * torch.tensor([[0.0, 1.0], [1.0, 0.0]]))
-    together = negative_weights(queries, keys, torch.tensor(0.5), torch.tensor([3, 3]))
+    together = negative_weights(queries, keys, torch.tensor(0.5), torch.ones(2, 2).bool())
     assert (together == 0).all()
     assert not negative_weights(queries.requires_grad_(), keys, torch.tensor(0.5)).requires_grad
 

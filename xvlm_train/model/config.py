@@ -100,8 +100,6 @@ class ComputeConfig:
     read_negatives: Literal["auto", "yes", "no"] = "auto"
     """Read from the device how long the drawn negative texts are, which a GPU waits for, or give
     each the room of the longest text; auto: read on CPUs."""
-    fused_optimizer: bool = True
-    """AdamW in one kernel for all parameters instead of a loop over them."""
     channels_last: bool = True
     """Convolutional image encoders compute with channels last."""
     compile: bool = False
@@ -131,7 +129,6 @@ class ComputeConfig:
             joint_passes=False,
             pruned_queries=False,
             masked_only=False,
-            fused_optimizer=False,
             channels_last=False,
         )
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -218,6 +219,13 @@ class XVLM(nn.Module):
         )
 
 
+def full_precision(like: Tensor) -> AbstractContextManager[Any]:
+    """No autocast on the tensor's device; tensors without data know of none anyway."""
+    if like.is_meta:
+        return nullcontext()
+    return torch.autocast(like.device.type, enabled=False)
+
+
 @torch.no_grad()
 def negative_weights(
     queries: Tensor, keys: Tensor, temperature: Tensor, same: Tensor | None = None
@@ -227,7 +235,7 @@ def negative_weights(
     softmax(similarity / τ) over the rank's own batch + 1e-5; zero on the diagonal, and on every
     pair that ``same`` [B, B] marks.
     """
-    with torch.autocast(queries.device.type, enabled=False):
+    with full_precision(queries):
         weights = (queries @ keys.T / temperature).softmax(1) + 1e-5
     if same is not None:
         weights = weights.masked_fill(same, 0)
