@@ -125,9 +125,8 @@ def whole_of(
         keys: of each part, as in :func:`compute_losses`.
         config: where to follow the original instead.
     """
-    images, texts = (
-        torch.cat([part[which] for part in parts]).detach().requires_grad_() for which in (1, 2)
-    )
+    images = torch.cat([part[1] for part in parts]).detach().requires_grad_()
+    texts = torch.cat([part[2] for part in parts]).detach().requires_grad_()
     heat = temperature.detach().requires_grad_()
     given = [key for key in keys if key is not None]
     with torch.enable_grad():

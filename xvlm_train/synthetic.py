@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 import numpy.typing as npt
 import torch
@@ -80,21 +78,19 @@ def synthetic_batch(
         boxes[:, 2:] = rng.uniform(0.15, 0.6, (texts, 2))
         boxes[:, :2] = boxes[:, 2:] / 2 + rng.uniform(size=(texts, 2)) * (1 - boxes[:, 2:])
         inside = np.asarray(patch_mask(boxes, grid)).astype(np.int64)
-    tensors: dict[str, Any] = {
-        "image_index": np.sort(np.arange(texts) % images),
-        "patch_mask": inside,
-        "text_ids": ids,
-        "text_mask": mask.astype(np.int64),
-        "masked_ids": hidden,
-        "masked_positions": positions,
-        "masked_labels": labels,
-        "boxes": boxes,
-        "whole_image": np.full(texts, not multi_grained),
-    }
+    tensor = torch.from_numpy
     side = data.image_size
     return Batch(
         images=torch.randn(images, 3, side, side, generator=torch.Generator().manual_seed(seed)),
+        image_index=tensor(np.sort(np.arange(texts) % images)),
+        patch_mask=tensor(inside),
+        text_ids=tensor(ids),
+        text_mask=tensor(mask.astype(np.int64)),
+        masked_ids=tensor(hidden),
+        masked_positions=tensor(positions),
+        masked_labels=tensor(labels),
+        boxes=tensor(boxes),
+        whole_image=torch.full((texts,), not multi_grained),
         multi_grained=multi_grained,
         record_ids=[f"synthetic/{number}" for number in range(images)],
-        **{name: torch.from_numpy(np.ascontiguousarray(v)) for name, v in tensors.items()},
     )

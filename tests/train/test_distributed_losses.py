@@ -17,7 +17,7 @@ from tests.train.small_models import random_batch, small_config
 from xvlm_train.data.batch import Batch
 from xvlm_train.model import xvlm
 from xvlm_train.model.config import Parity
-from xvlm_train.objectives import compute_losses, gather_rows, same_pairs
+from xvlm_train.objectives import compute_losses, gather_rows
 
 #: Concepts of each rank, in different numbers of everything that is counted.
 RANKS = {

@@ -6,6 +6,7 @@ import itertools
 import json
 import sys
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -190,9 +191,9 @@ def _time(
                 batches,
                 rounds=rounds,
                 warmup=warmup,
-                advance=lambda advance=advance: advance(1),
+                advance=partial(advance, 1),
             )
-        useful = useful_flops(config.model, first).total
+        useful = useful_flops(config.model, first)
         report["streams"][stream] = {
             "images": len(first.images),
             "texts": len(first.text_ids),
@@ -216,9 +217,10 @@ def _time(
 def _row(timing: Timing, batch: Batch, useful: int, report: dict[str, Any]) -> dict[str, Any]:
     from statistics import median
 
-    assert timing.flops is not None
+    work = timing.work
+    assert work is not None
     seconds = timing.median
-    speed = timing.flops.total / seconds / 1e12
+    speed = work.flops / seconds / 1e12
     peak = report["peak_tflops"]
     return {
         "seconds": timing.seconds,
@@ -226,13 +228,13 @@ def _row(timing: Timing, batch: Batch, useful: int, report: dict[str, Any]) -> d
         "pairs_per_second": len(batch.text_ids) / seconds,
         "images_per_second": len(batch.images) / seconds,
         "peak_memory": timing.peak_memory,
-        "executed_tflop": timing.flops.total / 1e12,
+        "executed_tflop": work.flops / 1e12,
         "executed_tflops": speed,
         "useful_tflops": useful / seconds / 1e12,
         "mfu_executed": speed / peak if peak else None,
         "mfu_useful": useful / seconds / 1e12 / peak if peak else None,
         "of_matmul": speed / report["matmul_tflops"],
-        "padding_share": 1 - timing.real_tokens / timing.tokens,
+        "padding_share": 1 - work.real_tokens / work.tokens,
         "phases": {name: median(parts) for name, parts in timing.phases.items()},
     }
 
@@ -385,4 +387,3 @@ def _print_report(report: dict[str, Any]) -> None:
                 f"[bold]naive / ours {median(ratios):.2f}[/] "
                 f"\\[{min(ratios):.2f}–{max(ratios):.2f}] in {len(ratios)} rounds\n"
             )
-

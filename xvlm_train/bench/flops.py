@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from xvlm_train.data.batch import Batch
 from xvlm_train.model.config import ComputeConfig, ModelConfig
+from xvlm_train.model.text import Segment
 from xvlm_train.model.xvlm import XVLM
 from xvlm_train.objectives import compute_losses
 
@@ -31,41 +34,72 @@ PEAKS = {
 
 
 @dataclass(frozen=True)
-class Flops:
-    """Of one update, forward and backward; a multiplication and an addition are two."""
+class Work:
+    """Of one update; a multiplication and an addition are two operations."""
 
     forward: int
     backward: int
+    tokens: int
+    """Of all texts in all passes of the forward pass, padding too."""
+    real_tokens: int
+    """Those of them that are no padding."""
 
     @property
-    def total(self) -> int:
-        """Both."""
+    def flops(self) -> int:
+        """Operations of both passes: matrix products, convolutions, attention."""
         return self.forward + self.backward
 
 
-def count_flops(model: XVLM, batch: Batch) -> Flops:
-    """Operations of a step as ``model`` computes it; leaves gradients on its parameters.
+def count_work(config: ModelConfig, compute: ComputeConfig, batch: Batch, device: str) -> Work:
+    """What an update on this batch is, counted on a model without weights or data.
 
-    Matrix products, convolutions and attention; the rest is under one in a hundred.
+    Args:
+        config: the model.
+        compute: how it computes.
+        batch: on the host.
+        device: the type of device that it is counted for. Negative texts whose lengths are read
+            there count as if each text of the batch were drawn once.
     """
-    with FlopCounterMode(display=False) as counter:
-        losses = compute_losses(model(batch), batch)
-        forward = counter.get_total_flops()
-        losses["total"].backward()
-        return Flops(forward, counter.get_total_flops() - forward)
-
-
-def useful_flops(config: ModelConfig, batch: Batch) -> Flops:
-    """The operations that a batch cannot do without: each text at its own length, nothing twice.
-
-    Counted on a model without weights.
-    """
-    everything = replace(
-        ComputeConfig(), length_groups=batch.text_ids.shape[1], length_multiple=1
+    compute = replace(
+        compute,
+        compile=False,
+        checkpointing=False,
+        length_multiple=compute.multiple(device),
+        read_negatives="yes" if compute.reads_negatives(device) else "no",
     )
     with torch.device("meta"):
-        model = XVLM(config, everything)
-    return count_flops(model.train(), batch.to("meta"))
+        model = XVLM(config, compute)
+    tokens = [0]
+    for name in ("encode", "fuse"):
+        _count_tokens(model.text_encoder, name, tokens)
+    batch, lengths = batch.to("meta"), batch.host.lengths
+    # Which images skip which block is drawn: always the same ones here.
+    with torch.random.fork_rng(devices=[]), FlopCounterMode(display=False) as counter:
+        torch.manual_seed(0)
+        losses = compute_losses(model.train()(batch), batch)
+        forward = counter.get_total_flops()
+        losses["total"].backward()
+        backward = counter.get_total_flops() - forward
+    passes = 2 + (5 if batch.multi_grained else 4)
+    return Work(forward, backward, tokens[0], passes * int(lengths.sum()))
+
+
+def useful_flops(config: ModelConfig, batch: Batch) -> int:
+    """The operations that a batch cannot do without: each text at its own length, nothing twice."""
+    most = int(batch.text_ids.shape[1])
+    return count_work(
+        config, ComputeConfig(length_groups=most, length_multiple=1), batch, "cpu"
+    ).flops
+
+
+def _count_tokens(encoder: Any, method: str, tokens: list[int]) -> None:
+    inner = getattr(encoder, method)
+
+    def counting(segments: Sequence[Segment], *args: Any, **kwargs: Any) -> Any:
+        tokens[0] += sum(s.tokens.shape[0] * s.tokens.shape[1] for s in segments)
+        return inner(segments, *args, **kwargs)
+
+    setattr(encoder, method, counting)
 
 
 def peak_flops(device: torch.device, precision: str) -> float | None:

@@ -14,11 +14,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from xvlm_train.bench.flops import Flops, count_flops, synchronize
+from xvlm_train.bench.flops import Work, count_work, synchronize
 from xvlm_train.data.batch import Batch
 from xvlm_train.engine.optim import set_fused
 from xvlm_train.model.config import ComputeConfig, Parity
-from xvlm_train.model.text import Segment
 from xvlm_train.model.xvlm import XVLM
 from xvlm_train.objectives import compute_losses
 
@@ -43,11 +42,8 @@ class Timing:
     phases: dict[str, list[float]] = field(default_factory=lambda: {name: [] for name in PHASES})
     peak_memory: int | None = None
     """Bytes: of the device, or resident in this process on a CPU."""
-    flops: Flops | None = None
-    tokens: int = 0
-    """Of all texts in all passes of a step, as computed."""
-    real_tokens: int = 0
-    """Those of them that are no padding."""
+    work: Work | None = None
+    """Of the first batch."""
 
     @property
     def median(self) -> float:
@@ -84,13 +80,13 @@ class Stepper:
         self._watch(encoder, "encode", "text")
         self._watch(encoder, "fuse", "fusion")
 
-    def step(self, variant: Variant, batches: Iterator[Batch]) -> tuple[float, dict[str, float]]:
+    def step(self, variant: Variant, batch: Batch) -> tuple[float, dict[str, float]]:
         """One update; seconds in all and by phase."""
         self._use(variant)
         synchronize(self.device)
         self._clock.start()
         with self._clock.phase("data"):
-            batch = next(batches).to(self.device)
+            batch = batch.to(self.device)
         with self._clock.phase("forward"):
             total = self._forward(batch)["total"]
         with self._clock.phase("backward"):
@@ -105,16 +101,6 @@ class Stepper:
         inner = phases["vision"] + phases["text"] + phases["fusion"]
         phases["heads"] = max(0.0, phases.pop("forward") - inner)
         return seconds, phases
-
-    def count(self, variant: Variant, batch: Batch) -> Timing:
-        """The operations and tokens of a step, without its times."""
-        self._use(variant)
-        timing = Timing()
-        batch = batch.to(self.device)
-        with _tokens_of(self.model, timing):
-            timing.flops = count_flops(self.model, batch)
-        self.optimizer.zero_grad(set_to_none=True)
-        return timing
 
     def _use(self, variant: Variant) -> None:
         if variant.compute != self.model.compute:
@@ -149,18 +135,25 @@ def measure(
 
     The machine's moods, which last longer than a step, so touch all variants alike.
     """
+    config = stepper.model.config
     timings = {}
     for variant in variants:
-        timings[variant.name] = stepper.count(variant, next(batches))
+        batch = next(batches)
+        timings[variant.name] = timing = Timing()
+        timing.work = count_work(config, variant.compute, batch, stepper.device.type)
         for _ in range(warmup):
-            stepper.step(variant, batches)
+            stepper.step(variant, batch)
             advance()
     for _ in range(rounds):
+        started = time.perf_counter()
+        batch = next(batches)
+        waited = time.perf_counter() - started
         for variant in variants:
             timing = timings[variant.name]
             with _memory(stepper.device) as memory:
-                seconds, phases = stepper.step(variant, batches)
-            timing.seconds.append(seconds)
+                seconds, phases = stepper.step(variant, batch)
+            phases["data"] += waited
+            timing.seconds.append(seconds + waited)
             for name, part in phases.items():
                 timing.phases[name].append(part)
             peak = memory()
@@ -227,28 +220,3 @@ def _memory(device: torch.device) -> Iterator[Callable[[], int | None]]:
     finally:
         done.set()
         thread.join()
-
-
-@contextmanager
-def _tokens_of(model: XVLM, timing: Timing) -> Iterator[None]:
-    """Counts the tokens that go through text and cross-modal encoder, padding and all."""
-    encoder = model.text_encoder
-    inner = {name: getattr(encoder, name) for name in ("encode", "fuse")}
-
-    def counting(name: str) -> Callable[..., Any]:
-        def call(segments: Sequence[Segment], *args: Any, **kwargs: Any) -> Any:
-            for segment in segments:
-                size = segment.tokens.shape[0] * segment.tokens.shape[1]
-                timing.tokens += size
-                timing.real_tokens += size if segment.mask is None else int(segment.mask.sum())
-            return inner[name](segments, *args, **kwargs)
-
-        return call
-
-    for name in inner:
-        setattr(encoder, name, counting(name))
-    try:
-        yield
-    finally:
-        for name, method in inner.items():
-            setattr(encoder, name, method)

@@ -60,9 +60,7 @@ class Batch:
     """Known without asking the device, where the batch was made on the host."""
 
     def __post_init__(self) -> None:
-        self.host = HostText(
-            self.text_mask.sum(1).cpu().numpy(), self.masked_labels.cpu().numpy()
-        )
+        self.host = HostText(self.text_mask.sum(1).cpu().numpy(), self.masked_labels.cpu().numpy())
 
     def to(self, device: torch.device | str, non_blocking: bool = True) -> Batch:
         """The same batch on another device."""

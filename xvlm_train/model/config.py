@@ -7,7 +7,6 @@ from typing import Any, Literal
 
 from xvlm_data.errors import UserError
 
-
 SameText = Literal["keep", "ignore", "positive"]
 
 
@@ -102,6 +101,9 @@ class ComputeConfig:
     each the room of the longest text; auto: read on CPUs."""
     channels_last: bool = True
     """Convolutional image encoders compute with channels last."""
+    skip_dropped: bool = True
+    """Swin's blocks leave out images whose branch stochastic depth drops, instead of multiplying
+    the branch by zero."""
     compile: bool = False
     """torch.compile of the image encoder's blocks and of the feed-forward parts (needs a compiler
     or a GPU; the first steps of a run take minutes)."""
@@ -112,6 +114,10 @@ class ComputeConfig:
         for name in ("length_groups", "length_multiple", "pad_to"):
             if getattr(self, name) < 0:
                 raise UserError(f"compute.{name} is {getattr(self, name)}", "at least 0")
+
+    def multiple(self, device: str) -> int:
+        """What lengths are rounded up to on a device of this type."""
+        return self.length_multiple or (8 if device == "cuda" else 1)
 
     def reads_negatives(self, device: str) -> bool:
         """Whether lengths of negative texts are read on a device of this type."""
@@ -130,6 +136,7 @@ class ComputeConfig:
             pruned_queries=False,
             masked_only=False,
             channels_last=False,
+            skip_dropped=False,
         )
 
 

@@ -54,14 +54,14 @@ class TextPlan:
 
 
 def plan_texts(batch: Batch, compute: ComputeConfig) -> TextPlan:
-    """The groups of a batch, their indices on its device; ``compute`` says how many there may be."""
+    """The groups of a batch, with indices on its device; ``compute`` says how many they may be."""
     host = batch.host
     device = batch.text_ids.device
     used = host.labels >= 0
     if not compute.masked_only:
         used = np.ones_like(used)
     if compute.length_groups:
-        multiple = compute.length_multiple or (1 if device.type in ("cpu", "meta") else 8)
+        multiple = compute.multiple(device.type)
         rounded = -(-host.lengths // multiple) * multiple
         limits = group_limits(rounded, compute.length_groups)
         group_of = np.searchsorted(limits, rounded).astype(np.int64)

@@ -169,17 +169,17 @@ def _negative_texts(
         length = plan.longest
         every = torch.cat([_fit_states(part, length) for part in states.clean])
         drawn = plan.places.index_select(0, texts)
-        mask = _fit(batch.text_mask, length).index_select(0, texts)
+        masks = _fit(batch.text_mask, length).index_select(0, texts)
         rows = torch.arange(count, device=texts.device)
-        return [Segment(every.index_select(0, drawn), mask, rows, _first(rows))], None
+        return [Segment(every.index_select(0, drawn), masks, rows, _first(rows))], None
     members = [(group_of == group).nonzero()[0] for group in range(len(plan.groups))]
     *images, order = to_device([*members, _inverse(members)], texts.device)
     segments, start = [], 0
-    for rows, clean, mask in zip(images, states.clean, states.masks, strict=True):
+    for rows, clean, visible in zip(images, states.clean, states.masks, strict=True):
         if len(rows):
             drawn = plan.places.index_select(0, texts.index_select(0, rows)) - start
-            hidden = None if mask is None else mask.index_select(0, drawn)
-            segments.append(Segment(clean.index_select(0, drawn), hidden, rows, _first(rows)))
+            mask = None if visible is None else visible.index_select(0, drawn)
+            segments.append(Segment(clean.index_select(0, drawn), mask, rows, _first(rows)))
         start += len(clean)
     return segments, order
 

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import timm
 import torch
 from timm.layers import build_sincos2d_pos_embed
+from timm.models.swin_transformer import SwinTransformerBlock
 from torch import Tensor, nn
 
 from xvlm_data.errors import UserError
@@ -34,7 +37,7 @@ class VisionEncoder(nn.Module):
         self.prefix_tokens: int = getattr(backbone, "num_prefix_tokens", 0)
         self.width: int = backbone.num_features
         self.layout, self.grid = self._probe()
-        self.compute_as(channels_last=True, checkpointing=False)
+        self.compute_as()
         learned = config.position == "learned" or (
             config.position == "auto" and self.layout == "NCHW"
         )
@@ -47,7 +50,9 @@ class VisionEncoder(nn.Module):
             # Transformers end in a norm of their own; rectified outputs have any scale.
             self.pos_norm = nn.LayerNorm(self.width)
 
-    def compute_as(self, *, channels_last: bool, checkpointing: bool) -> None:
+    def compute_as(
+        self, *, channels_last: bool = True, checkpointing: bool = False, skip_dropped: bool = True
+    ) -> None:
         """How it computes; the results stay what they are.
 
         Raises:
@@ -65,6 +70,11 @@ class VisionEncoder(nn.Module):
         if switch is not None and (checkpointing or getattr(self, "checkpointing", False)):
             switch(checkpointing)
         self.checkpointing = checkpointing
+        for block in self.backbone.modules():
+            if isinstance(block, SwinTransformerBlock):
+                block.__dict__.pop("forward", None)
+                if skip_dropped:
+                    block.forward = partial(_kept_rows_only, block)
 
     def forward(self, images: Tensor) -> Tensor:
         """Patches [I, N, C] of images [I, 3, R, R]."""
@@ -139,6 +149,34 @@ class VisionEncoder(nn.Module):
             f"{self.name} gives {seen}, not a square grid of patches",
             "choose a backbone with a patch grid, such as swin_tiny_patch4_window7_224",
         )
+
+
+def _kept_rows_only(block: Any, x: Tensor) -> Tensor:
+    """A Swin block [I, H, W, C] that computes no branch for images whose branch is dropped.
+
+    timm computes it for all and multiplies by zero. Which are dropped is drawn on the host.
+    """
+    rows, height, width, channels = x.shape
+    x = _add_branch(x, block.drop_path1, lambda part: block._attn(block.norm1(part)))
+    x = x.reshape(rows, height * width, channels)
+    x = _add_branch(x, block.drop_path2, lambda part: block.mlp(block.norm2(part)))
+    return x.reshape(rows, height, width, channels)
+
+
+def _add_branch(x: Tensor, drop_path: nn.Module, branch: Callable[[Tensor], Tensor]) -> Tensor:
+    """x + branch(x) / (1 - p) in the images that keep the branch, each with probability 1 - p."""
+    chance = float(getattr(drop_path, "drop_prob", 0.0) or 0.0)
+    if not drop_path.training or not chance:
+        return x + branch(x)
+    kept = (torch.rand(len(x), device="cpu") >= chance).nonzero()[:, 0]
+    scale = 1 / (1 - chance)
+    if len(kept) == len(x):
+        return torch.add(x, branch(x), alpha=scale)
+    if not len(kept):
+        return x
+    kept = kept.to(x.device, non_blocking=True)
+    part = branch(x.index_select(0, kept))
+    return x.index_add(0, kept, part.to(x.dtype), alpha=scale)
 
 
 def _build(config: VisionConfig) -> nn.Module:

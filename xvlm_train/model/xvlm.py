@@ -84,7 +84,9 @@ class XVLM(nn.Module):
         self.compute = compute
         self.text_encoder.checkpointing = compute.checkpointing
         self.vision_encoder.compute_as(
-            channels_last=compute.channels_last, checkpointing=compute.checkpointing
+            channels_last=compute.channels_last,
+            checkpointing=compute.checkpointing,
+            skip_dropped=compute.skip_dropped,
         )
 
     @property
@@ -146,10 +148,7 @@ class XVLM(nn.Module):
         return self.temp.clone()
 
     def encode(self, batch: Batch) -> Encoded:
-        """Both encoders: what the contrastive loss needs, and what the cross-modal passes start from.
-
-        No host synchronisation.
-        """
+        """Both encoders: what the contrastive loss and the cross-modal passes start from."""
         plan = plan_texts(batch, self.compute)
         patches = self.encode_image(batch.images)
         # Of the image-text stream every view is a whole image, so that nothing is hidden.
