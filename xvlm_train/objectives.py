@@ -180,16 +180,20 @@ def _counts(batch: Batch, keys: Tensor | None, config: Parity) -> Tensor:
 
 
 @torch.no_grad()
-def concept_keys(batch: Batch) -> Tensor:
+def concept_keys(batch: Batch, part: int = 0) -> Tensor:
     """Labels [B, 2] of what each concept says and of what it shows; equal only for equals.
 
     Two concepts are the same in their text, or in their view: one image and the same patches. The
     other is then no negative for either, though the original takes it for one.
+
+    Args:
+        batch: or a part of one.
+        part: its place, so that images of other parts are others.
     """
     powers = torch.from_numpy(_POWERS).to(batch.text_ids.device, non_blocking=True)
     text = (batch.text_ids * powers[: batch.text_ids.shape[1]]).sum(1)
     patches = (batch.patch_mask.long() * powers[1 : 1 + batch.patch_mask.shape[1]]).sum(1)
-    image = (batch.image_index + 1 + (_rank() << 32)) * powers[1]
+    image = (batch.image_index + 1 + (part << 24) + (_rank() << 40)) * powers[1]
     return torch.stack([text, patches ^ image], dim=1)
 
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from copy import copy
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
+from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -70,3 +72,30 @@ class Batch:
             if isinstance(value, Tensor):
                 setattr(moved, item.name, value.to(device, non_blocking=non_blocking))
         return moved
+
+    def parts(self, count: int) -> list[Batch]:
+        """The batch in at most ``count`` parts of about equally many images, with their concepts.
+
+        On the host; ``skipped`` stays with the first part.
+        """
+        count = min(count, len(self.images))
+        if count == 1:
+            return [self]
+        edges = [len(self.images) * n // count for n in range(count + 1)]
+        made = []
+        for first, end in pairwise(edges):
+            rows = ((self.image_index >= first) & (self.image_index < end)).nonzero()[:, 0]
+            values: dict[str, Any] = {
+                item.name: value.index_select(0, rows)
+                for item in fields(self)
+                if isinstance(value := getattr(self, item.name), Tensor) and item.name != "images"
+            }
+            values |= {
+                "images": self.images[first:end],
+                "image_index": values["image_index"] - first,
+            }
+            ids = self.record_ids[first:end]
+            made.append(
+                replace(self, **values, record_ids=ids, skipped={} if first else self.skipped)
+            )
+        return made
