@@ -26,6 +26,7 @@ def backward(
     model: nn.Module,
     parts: Sequence[Any],
     *,
+    in_parts: bool,
     begin: Callable[[int], None],
     autocast: Callable[[], AbstractContextManager[Any]],
     scale: Callable[[Tensor], Tensor],
@@ -35,12 +36,14 @@ def backward(
     Args:
         model: batch → values with ``total``, or (batch, (n, whole)) → the n-th part's share of
             them; DDP around it exchanges gradients once, with the last part.
-        parts: of the batch, on the device; one is the batch itself.
+        parts: of the batch, on the device.
+        in_parts: whether the run computes in parts; else there is one, the batch itself. Not to be
+            told from their number, which may differ between ranks that have to do alike.
         begin: seeds the random numbers of the n-th part, so that both of its passes are the same.
         autocast: the context of a forward pass.
         scale: of the loss, for fp16.
     """
-    if len(parts) == 1:
+    if not in_parts:
         begin(0)
         with autocast():
             values: dict[str, Tensor] = model(parts[0])

@@ -155,6 +155,7 @@ class Trainer:
         values = accumulate.backward(
             self.model,
             parts,
+            in_parts=settings.accumulate > 1,
             begin=lambda n: _seed(*keys, *([n] if n else [])),
             autocast=lambda: torch.autocast(device.type, dtype=low, enabled=low is not None),
             scale=self.scaler.scale,
