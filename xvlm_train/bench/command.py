@@ -275,13 +275,11 @@ def _from_manifests(
     """Batches as a run would read them; sets the vocabulary of ``config.model``."""
     from dataclasses import replace
 
-    import torch
-
     from xvlm_data.manifest import open_manifest
     from xvlm_train.data.loader import batches
     from xvlm_train.data.stream import Stream
     from xvlm_train.data.tokenizer import Tokenizer, training_texts
-    from xvlm_train.model.vision import VisionEncoder
+    from xvlm_train.model.vision import patch_grid
 
     opened = [open_manifest(spec) for spec in specs]
     if config.tokenizer.name is not None:
@@ -290,8 +288,7 @@ def _from_manifests(
         texts = training_texts(opened, config.data.max_words)
         tokenizer = Tokenizer.train(texts, config.tokenizer.vocab_size)
     config.model.text = replace(config.model.text, vocab=tokenizer.vocab_size)
-    with torch.device("meta"):
-        grid = VisionEncoder(config.model.vision).grid
+    grid = patch_grid(config.model.vision)
     found = {}
     for name in streams:
         multi = name == MULTI_GRAINED

@@ -153,7 +153,8 @@ class Parity:
     same_text_negatives: SameText = "keep"
     """Other concepts of a batch with the same text, or with the same patches of the same image:
     negatives (``keep``), left out of contrastive and matching loss (``ignore``), or positives of
-    the contrastive loss and left out of the matching loss (``positive``)."""
+    the contrastive loss and left out of the matching loss (``positive``). Equal texts have equal
+    features, so to the contrastive loss ``positive`` and ``keep`` differ by dropout only."""
     whole_image_boxes: bool = False
     """Whether whole-image rows count in the box losses (in the original: not in pre-training)."""
 

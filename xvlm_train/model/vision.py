@@ -37,7 +37,7 @@ class VisionEncoder(nn.Module):
         self.prefix_tokens: int = getattr(backbone, "num_prefix_tokens", 0)
         self.width: int = backbone.num_features
         self.layout, self.grid = self._probe()
-        self.compute_as()
+        self.memory_format = torch.contiguous_format
         learned = config.position == "learned" or (
             config.position == "auto" and self.layout == "NCHW"
         )
@@ -50,9 +50,7 @@ class VisionEncoder(nn.Module):
             # Transformers end in a norm of their own; rectified outputs have any scale.
             self.pos_norm = nn.LayerNorm(self.width)
 
-    def compute_as(
-        self, *, channels_last: bool = True, checkpointing: bool = False, skip_dropped: bool = True
-    ) -> None:
+    def compute_as(self, *, channels_last: bool, checkpointing: bool, skip_dropped: bool) -> None:
         """How it computes; the results stay what they are.
 
         Raises:
@@ -60,8 +58,10 @@ class VisionEncoder(nn.Module):
         """
         # Convolutions are faster with channels last, on CPUs by half and more.
         last = channels_last and self.layout == "NCHW"
-        self.memory_format = torch.channels_last if last else torch.contiguous_format
-        self.backbone.to(memory_format=self.memory_format)
+        wanted = torch.channels_last if last else torch.contiguous_format
+        if wanted != self.memory_format:
+            self.backbone.to(memory_format=wanted)
+            self.memory_format = wanted
         switch = getattr(self.backbone, "set_grad_checkpointing", None)
         if checkpointing and switch is None:
             raise UserError(
@@ -149,6 +149,12 @@ class VisionEncoder(nn.Module):
             f"{self.name} gives {seen}, not a square grid of patches",
             "choose a backbone with a patch grid, such as swin_tiny_patch4_window7_224",
         )
+
+
+def patch_grid(config: VisionConfig) -> tuple[int, int]:
+    """Patch rows and columns of a backbone, without its weights."""
+    with torch.device("meta"):
+        return VisionEncoder(config).grid
 
 
 def _kept_rows_only(block: Any, x: Tensor) -> Tensor:
