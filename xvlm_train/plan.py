@@ -218,11 +218,17 @@ def activation_bytes(config: PretrainConfig, stream: str, precision: str = "bf16
     )
     text = replace(config.model.text, attention_dropout=0.0)
     batch = _batch(config, stream)
-    with FakeTensorMode(allow_non_fake_inputs=True):
+    with torch.device("meta"):
         model = XVLM(replace(config.model, text=text), compute).train()
-        cast = torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16")
-        with cast:
-            return saved_bytes(model, batch)
+    cast = torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16")
+    with FakeTensorMode(allow_non_fake_inputs=True), cast:
+        for module in model.modules():  # tensors that know their device and have no data
+            for name, own in module.named_parameters(recurse=False):
+                weight = torch.empty(own.shape, dtype=own.dtype)
+                setattr(module, name, torch.nn.Parameter(weight))
+            for name, own in module.named_buffers(recurse=False):
+                setattr(module, name, torch.empty(own.shape, dtype=own.dtype))
+        return saved_bytes(model, batch)
 
 
 def saved_bytes(model: XVLM, batch: Batch) -> int:
