@@ -32,8 +32,8 @@ RANKS = (
 )
 # One text on two ranks, and once more in another part of the first.
 for rank, row in ((0, 4), (3, 1)):
-    RANKS[rank].text_ids[row] = RANKS[0].text_ids[0]
-    RANKS[rank].text_mask[row] = RANKS[0].text_mask[0]
+    for name in ("text_ids", "text_mask", "masked_ids", "masked_positions", "masked_labels"):
+        getattr(RANKS[rank], name)[row] = getattr(RANKS[0], name)[0]
 RANKS = tuple(replace(batch) for batch in RANKS)
 CASES = [(parts, how) for parts in (1, 3) for how in ("keep", "ignore", "positive")]
 choose = xvlm.choose_negatives
