@@ -105,8 +105,8 @@ class ComputeConfig:
     """Swin's blocks leave out images whose branch stochastic depth drops, instead of multiplying
     the branch by zero."""
     compile: bool = False
-    """torch.compile of the image encoder's blocks and of the feed-forward parts (needs a compiler
-    or a GPU; the first steps of a run take minutes)."""
+    """torch.compile of the image encoder and of the feed-forward parts (:mod:`.compiled`); the
+    first steps of a run take minutes, and on a CPU it needs a C++ compiler and gains little."""
     checkpointing: bool = False
     """Keep only layer inputs for the backward pass, and compute the rest again: less memory."""
 

@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from xvlm_train.model.compiled import feed_forward
 from xvlm_train.model.config import TextConfig
 
 
@@ -95,6 +96,12 @@ class TextEncoder(nn.Module):
         self.bert = Bert(config, vision_width)
         self.cls = _Heads(config)
         self.apply(partial(_initialise, std=config.initializer_range))
+
+    def compute_as(self, *, checkpointing: bool, compiled: bool) -> None:
+        """How it computes; the results stay what they are."""
+        self.checkpointing = checkpointing
+        for layer in self.bert.encoder.layer:
+            layer.compiled = compiled
 
     def encode(self, segments: Sequence[Segment]) -> list[Tensor]:
         """Text states [R, L, D] of each segment's ids."""
@@ -233,12 +240,15 @@ class Layer(nn.Module):
         self.crossattention = None if vision_width is None else Attention(config, vision_width)
         self.intermediate = _Intermediate(config)
         self.output = _Output(config.intermediate, config)
+        self.compiled = False
 
     def forward(self, states: Tensor, call: _Call) -> Tensor:
         """Flat states [T, D] to the states of the queries."""
         states = self.attention.to_itself(states, call)
         if self.crossattention is not None:
             states = self.crossattention.to_vision(states, call)
+        if self.compiled:
+            return feed_forward(self.intermediate, self.output, states)
         return self.output(self.intermediate(states), states)
 
 

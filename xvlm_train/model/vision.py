@@ -14,6 +14,7 @@ from timm.models.swin_transformer import SwinTransformerBlock
 from torch import Tensor, nn
 
 from xvlm_data.errors import UserError
+from xvlm_train.model.compiled import image_features
 from xvlm_train.model.config import VisionConfig
 
 
@@ -38,6 +39,7 @@ class VisionEncoder(nn.Module):
         self.width: int = backbone.num_features
         self.layout, self.grid = self._probe()
         self.memory_format = torch.contiguous_format
+        self.compiled = False
         learned = config.position == "learned" or (
             config.position == "auto" and self.layout == "NCHW"
         )
@@ -50,7 +52,14 @@ class VisionEncoder(nn.Module):
             # Transformers end in a norm of their own; rectified outputs have any scale.
             self.pos_norm = nn.LayerNorm(self.width)
 
-    def compute_as(self, *, channels_last: bool, checkpointing: bool, skip_dropped: bool) -> None:
+    def compute_as(
+        self,
+        *,
+        channels_last: bool,
+        checkpointing: bool = False,
+        skip_dropped: bool = False,
+        compiled: bool = False,
+    ) -> None:
         """How it computes; the results stay what they are.
 
         Raises:
@@ -69,17 +78,20 @@ class VisionEncoder(nn.Module):
             )
         if switch is not None and (checkpointing or getattr(self, "checkpointing", False)):
             switch(checkpointing)
-        self.checkpointing = checkpointing
+        self.checkpointing, self.compiled = checkpointing, compiled
         for block in self.backbone.modules():
             if isinstance(block, SwinTransformerBlock):
                 block.__dict__.pop("forward", None)
-                if skip_dropped:
+                if skip_dropped and not compiled:  # a graph has one number of images
                     block.forward = partial(_kept_rows_only, block)
 
     def forward(self, images: Tensor) -> Tensor:
         """Patches [I, N, C] of images [I, 3, R, R]."""
         images = images.contiguous(memory_format=self.memory_format)
-        features = self.backbone.forward_features(images)
+        if self.compiled:
+            features = image_features(self.backbone, images)
+        else:
+            features = self.backbone.forward_features(images)
         if self.layout == "NCHW":
             features = features.flatten(2).transpose(1, 2)
         elif self.layout == "NHWC":

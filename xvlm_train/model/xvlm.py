@@ -82,11 +82,12 @@ class XVLM(nn.Module):
     def compute_as(self, compute: ComputeConfig) -> None:
         """Compute all that follows in this way; weights and results stay what they are."""
         self.compute = compute
-        self.text_encoder.checkpointing = compute.checkpointing
+        self.text_encoder.compute_as(checkpointing=compute.checkpointing, compiled=compute.compile)
         self.vision_encoder.compute_as(
             channels_last=compute.channels_last,
             checkpointing=compute.checkpointing,
             skip_dropped=compute.skip_dropped,
+            compiled=compute.compile,
         )
 
     @property
