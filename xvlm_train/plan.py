@@ -223,11 +223,11 @@ def activation_bytes(config: PretrainConfig, stream: str, precision: str = "bf16
     cast = torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16")
     with FakeTensorMode(allow_non_fake_inputs=True), cast:
         for module in model.modules():  # tensors that know their device and have no data
-            for name, own in module.named_parameters(recurse=False):
-                weight = torch.empty(own.shape, dtype=own.dtype)
-                setattr(module, name, torch.nn.Parameter(weight))
-            for name, own in module.named_buffers(recurse=False):
-                setattr(module, name, torch.empty(own.shape, dtype=own.dtype))
+            for name, weight in module.named_parameters(recurse=False):
+                empty = torch.empty(weight.shape, dtype=weight.dtype)
+                setattr(module, name, torch.nn.Parameter(empty))
+            for name, buffer in module.named_buffers(recurse=False):
+                setattr(module, name, torch.empty(buffer.shape, dtype=buffer.dtype))
         return saved_bytes(model, batch)
 
 

@@ -32,7 +32,9 @@ def text_lengths(
     """[count] tokens with [CLS], at least 2, drawn from :data:`LENGTHS`."""
     shares, means, deviations = (np.array(values) for values in zip(*LENGTHS[stream], strict=True))
     source = rng.choice(len(shares), size=count, p=shares / shares.sum())
-    drawn = np.rint(rng.normal(means[source], deviations[source])).astype(np.int64)
+    # Gamma: never below zero, and with the long tail that the longest text of a batch comes from.
+    shape, scale = (means / deviations) ** 2, deviations**2 / means
+    drawn = np.rint(rng.gamma(shape[source], scale[source])).astype(np.int64)
     return np.clip(drawn + 1, 2, max_tokens)
 
 

@@ -101,14 +101,16 @@ def bench_command(
     report = (
         _check(config, chosen, preset)
         if check
-        else _time(config, chosen, preset, manifests, rounds=rounds, warmup=warmup, naive=naive)
+        else time_streams(
+            config, chosen, preset, manifests, rounds=rounds, warmup=warmup, naive=naive
+        )
     )
     if as_json:
         click.echo(json.dumps(report))
     elif check:
         _print_check(report)
     else:
-        _print_report(report)
+        print_report(report)
     if check and not report["ok"]:
         sys.exit(1)
 
@@ -121,11 +123,11 @@ def _check(config: PretrainConfig, streams: tuple[str, ...], preset: str) -> dic
     from xvlm_train.model.config import ComputeConfig
 
     device = choose_device(config.train.device)
-    model = _make_model(config, device)
+    model = make_model(config, device)
     naive = ComputeConfig.naive(config.data.max_tokens)
     found = {}
     for stream in streams:
-        batch = next(_synthetic(config, stream, model)).to(device)
+        batch = next(synthetic(config, stream, model)).to(device)
         difference = compare(model, batch, config.compute, naive, config.parity)
         found[stream] = {**asdict(difference), "ok": difference.ok}
     return {
@@ -136,7 +138,7 @@ def _check(config: PretrainConfig, streams: tuple[str, ...], preset: str) -> dic
     }
 
 
-def _time(
+def time_streams(
     config: PretrainConfig,
     streams: tuple[str, ...],
     preset: str,
@@ -146,6 +148,17 @@ def _time(
     warmup: int,
     naive: bool,
 ) -> dict[str, Any]:
+    """Time the streams; the report that ``--json`` prints.
+
+    Args:
+        config: model, batches, and how it computes.
+        streams: by name, in order.
+        preset: what to call it.
+        manifests: where batches come from; none: synthetic ones.
+        rounds: steps that count, of each variant.
+        warmup: steps before that do not.
+        naive: time the variant without savings too.
+    """
     from xvlm_train.bench.flops import matmul_flops, peak_flops, useful_flops
     from xvlm_train.bench.step import Stepper, Variant, measure
     from xvlm_train.engine.distributed import choose_device
@@ -162,9 +175,9 @@ def _time(
     sources: dict[str, Iterator[Batch]] = {}
     if manifests:
         sources = _from_manifests(config, streams, manifests)
-    model = _make_model(config, device)
+    model = make_model(config, device)
     if not manifests:
-        sources = {stream: _synthetic(config, stream, model) for stream in streams}
+        sources = {stream: synthetic(config, stream, model) for stream in streams}
     groups = [{"params": list(model.parameters())}]
     optimizer = adamw(groups, betas=config.optim.betas, eps=config.optim.eps)
     stepper = Stepper(model, optimizer, precision, config.parity, config.optim.clip_norm)
@@ -239,7 +252,8 @@ def _row(timing: Timing, batch: Batch, useful: int, report: dict[str, Any]) -> d
     }
 
 
-def _make_model(config: PretrainConfig, device: Any) -> XVLM:
+def make_model(config: PretrainConfig, device: Any) -> XVLM:
+    """A random model in training mode."""
     import torch
 
     from xvlm_train.model.xvlm import XVLM
@@ -248,7 +262,8 @@ def _make_model(config: PretrainConfig, device: Any) -> XVLM:
     return XVLM(config.model, config.compute).to(device).train()
 
 
-def _synthetic(config: PretrainConfig, stream: str, model: XVLM) -> Iterator[Batch]:
+def synthetic(config: PretrainConfig, stream: str, model: XVLM) -> Iterator[Batch]:
+    """A few different batches of a stream, over and over."""
     from xvlm_train.synthetic import synthetic_batch
 
     data = config.data
@@ -338,7 +353,8 @@ def _print_check(report: dict[str, Any]) -> None:
     print_whole(stdout, table)
 
 
-def _print_report(report: dict[str, Any]) -> None:
+def print_report(report: dict[str, Any]) -> None:
+    """The report as tables."""
     from statistics import median
 
     from xvlm_train.bench.step import PHASES

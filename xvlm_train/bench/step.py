@@ -87,6 +87,15 @@ class Stepper:
         self._clock.start()
         with self._clock.phase("data"):
             batch = batch.to(self.device)
+        self.update(variant, batch)
+        seconds, phases = self._clock.stop()
+        inner = phases["vision"] + phases["text"] + phases["fusion"]
+        phases["heads"] = max(0.0, phases.pop("forward") - inner)
+        return seconds, phases
+
+    def update(self, variant: Variant, batch: Batch) -> None:
+        """One update with a batch on the device; waits for nothing."""
+        self._use(variant)
         with self._clock.phase("forward"):
             total = self._forward(batch)["total"]
         with self._clock.phase("backward"):
@@ -97,10 +106,6 @@ class Stepper:
             nn.utils.clip_grad_norm_(self.model.parameters(), self.clip_norm)
             self.scaler.step(self.optimizer)
             self.scaler.update()
-        seconds, phases = self._clock.stop()
-        inner = phases["vision"] + phases["text"] + phases["fusion"]
-        phases["heads"] = max(0.0, phases.pop("forward") - inner)
-        return seconds, phases
 
     def _use(self, variant: Variant) -> None:
         if variant.compute != self.model.compute:

@@ -101,6 +101,7 @@ class TextEncoder(nn.Module):
         """How it computes; the results stay what they are."""
         self.checkpointing = checkpointing
         for layer in self.bert.encoder.layer:
+            assert isinstance(layer, Layer)
             layer.compiled = compiled
 
     def encode(self, segments: Sequence[Segment]) -> list[Tensor]:
