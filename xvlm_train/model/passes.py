@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -173,7 +174,7 @@ def _negative_texts(
         rows = torch.arange(count, device=texts.device)
         return [Segment(every.index_select(0, drawn), masks, rows, _first(rows))], None
     members = [(group_of == group).nonzero()[0] for group in range(len(plan.groups))]
-    *images, order = to_device([*members, _inverse(members)], texts.device)
+    *images, order = to_device([*members, np.argsort(np.concatenate(members))], texts.device)
     segments, start = [], 0
     for rows, clean, visible in zip(images, states.clean, states.masks, strict=True):
         if len(rows):
@@ -192,12 +193,6 @@ def _drawn_groups(plan: TextPlan, texts: Tensor, compute: ComputeConfig) -> Ints
         return None
     # Without data (meta), as if the texts of the batch were drawn once each.
     return plan.group_of if texts.is_meta else plan.group_of[texts.numpy(force=True)]
-
-
-def _inverse(members: Sequence[Ints]) -> Ints:
-    order = torch.cat([torch.from_numpy(part) for part in members]).argsort()
-    found: Ints = order.numpy()
-    return found
 
 
 def _fuse(
