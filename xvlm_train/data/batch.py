@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class HostText:
     """What shapes follow from; stays on the host when the batch moves to a device."""
 
@@ -21,6 +21,13 @@ class HostText:
     """[B] tokens of each text."""
     labels: npt.NDArray[np.int64]
     """[B, M], as ``masked_labels``."""
+
+    def __eq__(self, other: object) -> bool:
+        return (
+            isinstance(other, HostText)
+            and np.array_equal(self.lengths, other.lengths)
+            and np.array_equal(self.labels, other.labels)
+        )
 
 
 @dataclass(slots=True)
