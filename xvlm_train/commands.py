@@ -24,6 +24,8 @@ main = command_group(
         "pretrain": ("xvlm_train.pretrain:pretrain_command", "Train X-VLM from manifests."),
         "evaluate": ("xvlm_train.evaluate:evaluate_command", "Retrieval and grounding, held out."),
         "curves": ("xvlm_train.pictures:curves_command", "Draw a run's loss curves."),
+        "plan": ("xvlm_train.plan:plan_command", "Memory, FLOPs, epochs and hours of a run."),
+        "bench": ("xvlm_train.bench.command:bench_command", "Time a training step, by phase."),
         "verify": ("xvlm_train.verify:verify_command", "Prove the model against the original's."),
     },
 )

@@ -20,7 +20,7 @@ import yaml
 
 from xvlm_data.errors import UserError
 from xvlm_train.data.config import DataConfig
-from xvlm_train.model.config import ModelConfig, Parity
+from xvlm_train.model.config import ComputeConfig, ModelConfig, Parity
 
 PRESETS = ("tiny", "small", "base")
 
@@ -55,6 +55,7 @@ class TrainConfig:
     steps: int = 200_000  # one image-text batch each
     iter_perc: float = 0.5  # share of steps with a multi-grained batch and update before
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"  # auto: fp32 on CPU
+    accumulate: int = 1  # parts a batch is computed in, one after the other, to save memory
     device: str = "auto"
     seed: int = 42
     log_every: int = 50  # steps
@@ -65,7 +66,15 @@ class TrainConfig:
     max_skipped: int = 50  # updates in a row without a finite gradient before the run ends
 
     def __post_init__(self) -> None:
-        for name in ("steps", "log_every", "eval_images", "save_every", "keep_last", "max_skipped"):
+        for name in (
+            "steps",
+            "log_every",
+            "eval_images",
+            "save_every",
+            "keep_last",
+            "max_skipped",
+            "accumulate",
+        ):
             _at_least(f"train.{name}", getattr(self, name), 1)
         _at_least("train.eval_every", self.eval_every, 0)
         if not 0 <= self.iter_perc <= 1:
@@ -91,6 +100,7 @@ class PretrainConfig:
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
     parity: Parity = field(default_factory=Parity)
+    compute: ComputeConfig = field(default_factory=ComputeConfig)
 
     def __post_init__(self) -> None:
         model, data = self.model.vision.image_size, self.data.image_size

@@ -7,17 +7,19 @@ also when ranks hold different numbers of concepts, tokens or boxes.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
 
 from xvlm_train.data.batch import Batch
-from xvlm_train.model.config import Parity
-from xvlm_train.model.xvlm import Outputs
+from xvlm_train.model.config import Parity, SameText
+from xvlm_train.model.xvlm import Outputs, full_precision
 
 CLEAN = Parity()
 
@@ -30,8 +32,28 @@ class Loss:
     count: Tensor
 
 
+@dataclass(frozen=True, slots=True)
+class Whole:
+    """What the parts of one batch have to know of all of it (:func:`whole_of`)."""
+
+    parts: int
+    counts: Tensor
+    """[losses] float32: terms of each loss over all parts and ranks."""
+    contrastive: Tensor
+    """Scalar: the contrastive loss of all parts and ranks."""
+    gradients: list[tuple[Tensor, Tensor]]
+    """Of the contrastive loss with respect to each part's image and text features, [B, E] each."""
+    temperature_gradient: Tensor
+    """Scalar: with respect to τ."""
+
+
 def compute_losses(
-    outputs: Outputs, batch: Batch, *, config: Parity = CLEAN, groups: Tensor | None = None
+    outputs: Outputs,
+    batch: Batch,
+    *,
+    config: Parity = CLEAN,
+    keys: Tensor | None = None,
+    part: tuple[int, Whole] | None = None,
 ) -> dict[str, Tensor]:
     """All losses of a batch as scalars, and ``total``, their plain sum.
 
@@ -43,30 +65,145 @@ def compute_losses(
         outputs: of the model for ``batch``.
         batch: what the model saw.
         config: where to follow the original instead.
-        groups: [B] labels; rows with equal labels count as matching in the contrastive loss.
+        keys: of :func:`concept_keys`, or any other labels [B, K]; what they mean to the contrastive
+            loss is ``config.same_text_negatives``.
+        part: the batch is this part of a whole; the sum over parts of a value is then the whole's,
+            and so is the sum of gradients.
     """
-    parts = {
-        "contrastive": contrastive_loss(
+    if part is None:
+        contrastive = contrastive_loss(
             outputs.image_features,
             outputs.text_features,
             outputs.temperature,
-            groups=groups,
+            keys=keys,
+            same=config.same_text_negatives,
             encoder_gradient_scale=config.encoder_gradient_scale,
-        ),
+        )
+    else:
+        contrastive = _cached_contrastive(outputs, *part)
+    sums = {
+        "contrastive": contrastive,
         "matching": matching_loss(outputs.matching_logits, outputs.matching_labels),
         "mlm": mlm_loss(outputs.mlm_logits, outputs.mlm_labels),
     }
     if outputs.predicted_boxes is not None:
         whole_image = None if config.whole_image_boxes else batch.whole_image
-        parts["box_l1"], parts["box_giou"] = box_losses(
+        sums["box_l1"], sums["box_giou"] = box_losses(
             outputs.predicted_boxes,
             batch.boxes,
             whole_image,
             degenerate=config.degenerate_giou,
         )
-    losses = _global_means(parts, empty=config.no_region_rows)
-    losses["total"] = torch.stack(list(losses.values())).sum()
-    return losses
+    if part is None:
+        counts = _over_ranks(torch.stack([loss.count for loss in sums.values()]))
+    else:
+        counts = part[1].counts
+    losses = _means([loss.sum for loss in sums.values()], counts, empty=config.no_region_rows)
+    if part is not None:  # it is no sum of terms
+        losses[0] = contrastive.sum
+    named = dict(zip(sums, losses, strict=True))
+    named["total"] = torch.stack(losses).sum()
+    return named
+
+
+def whole_of(
+    parts: Sequence[tuple[Batch, Tensor, Tensor]],
+    temperature: Tensor,
+    keys: Sequence[Tensor | None],
+    config: Parity = CLEAN,
+) -> Whole:
+    """The contrastive loss over all parts of a batch, and the number of terms of every loss.
+
+    With it, parts that are computed one after the other add up to the gradient of the whole batch,
+    though each of them alone knows only its own columns: features of all parts are cached without
+    a graph, and the loss is differentiated with respect to them (arXiv 2101.06983). Hard
+    negatives are still drawn within a part, so accumulation does change the matching loss.
+
+    Args:
+        parts: batch, image features and text features of each; on every rank equally many.
+        temperature: scalar τ.
+        keys: of each part, as in :func:`compute_losses`.
+        config: where to follow the original instead.
+    """
+    images = torch.cat([part[1] for part in parts]).detach().requires_grad_()
+    texts = torch.cat([part[2] for part in parts]).detach().requires_grad_()
+    heat = temperature.detach().requires_grad_()
+    given = [key for key in keys if key is not None]
+    with torch.enable_grad():
+        loss = contrastive_loss(
+            images,
+            texts,
+            heat,
+            keys=torch.cat(given) if given else None,
+            same=config.same_text_negatives,
+            encoder_gradient_scale=config.encoder_gradient_scale,
+        )
+        counts = _over_ranks(
+            torch.stack(
+                [
+                    _counts(batch, key, config)
+                    for (batch, _, _), key in zip(parts, keys, strict=True)
+                ]
+            ).sum(0)
+        )
+        (value,) = _means([loss.sum], counts[:1], empty=config.no_region_rows)
+        of_images, of_texts, of_heat = torch.autograd.grad(value, (images, texts, heat))
+    sizes = [len(part[1]) for part in parts]
+    gradients = list(zip(of_images.split(sizes), of_texts.split(sizes), strict=True))
+    return Whole(len(parts), counts, value.detach(), gradients, of_heat)
+
+
+def _cached_contrastive(outputs: Outputs, place: int, whole: Whole) -> Loss:
+    """A part's share of the contrastive loss: value and gradient of the whole's."""
+    of_images, of_texts = whole.gradients[place]
+    carrier = (
+        (outputs.image_features * of_images).sum()
+        + (outputs.text_features * of_texts).sum()
+        + outputs.temperature * whole.temperature_gradient / whole.parts
+    )
+    value = whole.contrastive / whole.parts + (carrier - carrier.detach())
+    return Loss(value, whole.counts[0])
+
+
+def _counts(batch: Batch, keys: Tensor | None, config: Parity) -> Tensor:
+    """Terms of each loss of a batch, in the order of :func:`compute_losses`."""
+    rows = len(batch.text_ids)
+    if keys is None:
+        candidates = torch.full((), 2 * rows * (rows > 1), device=batch.text_ids.device)
+    else:
+        candidates = 2 * (~same_pairs(keys)).any(1).sum()
+    found = [_count(rows, candidates), rows + candidates, (batch.masked_labels >= 0).sum()]
+    if batch.multi_grained:
+        boxes = (~batch.whole_image.bool()).sum()
+        found += [_count(rows, boxes) if config.whole_image_boxes else boxes] * 2
+    return torch.stack(found)
+
+
+@torch.no_grad()
+def concept_keys(batch: Batch, part: int = 0) -> Tensor:
+    """Labels [B, 2] of what each concept says and of what it shows; equal only for equals.
+
+    Two concepts are the same in their text, or in their view: one image and the same patches. The
+    other is then no negative for either, though the original takes it for one.
+
+    Args:
+        batch: or a part of one.
+        part: its place, so that images of other parts are others.
+    """
+    powers = torch.from_numpy(_POWERS).to(batch.text_ids.device, non_blocking=True)
+    text = (batch.text_ids * powers[: batch.text_ids.shape[1]]).sum(1)
+    patches = (batch.patch_mask.long() * powers[1 : 1 + batch.patch_mask.shape[1]]).sum(1)
+    image = (batch.image_index + 1 + (part << 24) + (_rank() << 40)) * powers[1]
+    return torch.stack([text, patches ^ image], dim=1)
+
+
+#: Of a polynomial modulo 2^64, in the places of the tokens or patches.
+_POWERS = np.cumprod(np.full(1024, 0x9E3779B97F4A7C15, dtype=np.uint64)).astype(np.int64)
+
+
+def same_pairs(keys: Tensor) -> Tensor:
+    """[B, B] boolean: pairs with an equal key [B, K]; the diagonal is among them."""
+    return (keys[:, None] == keys[None]).any(2)
 
 
 @torch.no_grad()
@@ -82,7 +219,8 @@ def contrastive_loss(
     text_features: Tensor,
     temperature: Tensor,
     *,
-    groups: Tensor | None = None,
+    keys: Tensor | None = None,
+    same: SameText = "keep",
     encoder_gradient_scale: float = 1.0,
 ) -> Loss:
     """Symmetric cross entropy over the global batch (paper, equation 2).
@@ -93,7 +231,9 @@ def contrastive_loss(
     Args:
         image_features, text_features: [B, E], L2-normalised; row b of both belongs together.
         temperature: scalar τ.
-        groups: [B] labels; the target spreads evenly over the columns of equal label.
+        keys: [B, K] labels; two concepts are the same where one of their labels is equal.
+        same: other concepts that are the same are negatives (``keep``), left out (``ignore``), or
+            positives over which the target spreads evenly (``positive``).
         encoder_gradient_scale: factor on the gradient to the features, not to τ.
     """
     if encoder_gradient_scale != 1:
@@ -103,16 +243,20 @@ def contrastive_loss(
     sizes = _sizes_over_ranks(image_features)
     joint = gather_rows(torch.cat([image_features, text_features], dim=1), sizes)
     all_images, all_texts = joint.split(width, dim=1)
-    with torch.autocast(image_features.device.type, enabled=False):
+    with full_precision(image_features):
         to_text = image_features @ all_texts.T / temperature
         to_image = text_features @ all_images.T / temperature
-    if groups is None:
-        first = sum(sizes[: _rank()])
-        target = torch.arange(first, first + rows, device=to_text.device)
-    else:
-        everyone = gather_rows(groups.to(torch.int64)[:, None], sizes)[:, 0]
-        same = (groups[:, None] == everyone[None, :]).float()
-        target = same / same.sum(1, keepdim=True)
+    first = sum(sizes[: _rank()])
+    target = torch.arange(first, first + rows, device=to_text.device)
+    if keys is not None and same != "keep":
+        everyone = gather_rows(keys.to(torch.int64), sizes)
+        alike = (keys[:, None] == everyone[None]).any(2)
+        if same == "positive":
+            target = alike.float() / alike.sum(1, keepdim=True)
+        else:
+            others = alike.scatter(1, target[:, None], False)
+            to_text = to_text.masked_fill(others, float("-inf"))
+            to_image = to_image.masked_fill(others, float("-inf"))
     both = F.cross_entropy(to_text, target, reduction="sum") + F.cross_entropy(
         to_image, target, reduction="sum"
     )
@@ -125,9 +269,8 @@ def matching_loss(logits: Tensor, labels: Tensor) -> Loss:
 
 
 def mlm_loss(logits: Tensor, labels: Tensor) -> Loss:
-    """Cross entropy of logits [B, M, V]; labels [B, M], -100 in unused slots."""
-    losses = F.cross_entropy(logits.float().flatten(0, 1), labels.flatten(), reduction="sum")
-    return Loss(losses, (labels >= 0).sum())
+    """Cross entropy of logits [K, V]; labels [K], -100 in unused slots."""
+    return Loss(F.cross_entropy(logits.float(), labels, reduction="sum"), (labels >= 0).sum())
 
 
 def box_losses(
@@ -234,15 +377,18 @@ def _sizes_over_ranks(rows: Tensor) -> list[int]:
     return [int(size) for size in sizes]
 
 
-def _global_means(parts: dict[str, Loss], empty: str) -> dict[str, Tensor]:
-    """``world * sum / global count`` of each; a loss without any term is zero, or 0/0."""
-    counts = torch.stack([part.count for part in parts.values()]).float()
+def _over_ranks(counts: Tensor) -> Tensor:
+    counts = counts.float()
     if _world() > 1:
         dist.all_reduce(counts)
+    return counts
+
+
+def _means(sums: Sequence[Tensor], counts: Tensor, empty: str) -> list[Tensor]:
+    """``world * sum / global count`` of each; a loss without any term is zero, or 0/0."""
     if empty == "zero":
         counts = counts.clamp(min=1)
-    means = torch.stack([part.sum for part in parts.values()]) * _world() / counts
-    return dict(zip(parts, means.unbind(), strict=True))
+    return list((torch.stack(list(sums)) * _world() / counts).unbind())
 
 
 def _count(rows: int, like: Tensor) -> Tensor:

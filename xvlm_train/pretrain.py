@@ -46,6 +46,12 @@ DEFAULT_PRESET = "tiny"
     show_default=True,
     help="official: follow the released code where our default does not.",
 )
+@click.option(
+    "--same-text-negatives",
+    type=click.Choice(["keep", "ignore", "positive"]),
+    help="What other concepts of a batch with the same text, or the same patches, are: negatives as"
+    " in the original, left out, or positives. [--set parity.same_text_negatives]",
+)
 @click.option("--out", type=click.Path(path_type=Path), help="The run's folder. [runs/PRESET]")
 @click.option(
     "--resume",
@@ -64,6 +70,7 @@ def pretrain_command(
     overrides: tuple[str, ...],
     steps: int | None,
     parity: str,
+    same_text_negatives: str | None,
     out: Path | None,
     resume: str | None,
     print_config: bool,
@@ -82,6 +89,8 @@ def pretrain_command(
     torchrun --nproc_per_node 8 -m xvlm_train pretrain --preset base …
     """
     settings = [*overrides, *([f"train.steps={steps}"] if steps is not None else [])]
+    if same_text_negatives is not None:
+        settings.append(f"parity.same_text_negatives={same_text_negatives}")
     official = parity == "official"
     if print_config:
         files = [config_file] if config_file else []

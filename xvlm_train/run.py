@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -34,7 +34,14 @@ from xvlm_train.model.config import Parity
 from xvlm_train.model.official import official_name
 from xvlm_train.model.pretrained import initialise
 from xvlm_train.model.xvlm import XVLM
-from xvlm_train.objectives import compute_losses, matching_accuracy
+from xvlm_train.objectives import (
+    Whole,
+    compute_losses,
+    concept_keys,
+    matching_accuracy,
+    same_pairs,
+    whole_of,
+)
 from xvlm_train.saved import CONFIG_FILE, TOKENIZER_FOLDER
 
 
@@ -60,13 +67,34 @@ class Objective(nn.Module):
         self.model = model
         self.parity = parity
 
-    def forward(self, batch: Batch) -> dict[str, Tensor]:
-        """The losses, their ``total``, and what is worth a curve beside them."""
-        outputs = self.model(batch)
-        values = compute_losses(outputs, batch, config=self.parity)
-        values["matching_accuracy"] = matching_accuracy(outputs)
-        values["temperature"] = outputs.temperature.detach()
+    def forward(self, batch: Batch, part: tuple[int, Whole] | None = None) -> dict[str, Tensor]:
+        """The losses, their ``total``, and what is worth a curve beside them.
+
+        Args:
+            batch: the batch, or a part of it.
+            part: which part, of what; the sums over parts are the values of the batch.
+        """
+        keys = self._keys(batch, part[0] if part else 0)
+        outputs = self.model(batch, same=None if keys is None else same_pairs(keys))
+        values = compute_losses(outputs, batch, config=self.parity, keys=keys, part=part)
+        share = 1 / part[1].parts if part else 1
+        values["matching_accuracy"] = matching_accuracy(outputs) * share
+        values["temperature"] = outputs.temperature.detach() * share
         return values
+
+    def whole(self, parts: Sequence[Batch], begin: Callable[[int], None]) -> Whole:
+        """What the parts of a batch have to know of each other; without gradients."""
+        found = []
+        for place, part in enumerate(parts):
+            begin(place)
+            encoded = self.model.encode(part)
+            found.append((part, encoded.image_features, encoded.text_features))
+        keys = [self._keys(part, place) for place, part in enumerate(parts)]
+        return whole_of(found, self.model.clamped_temperature(), keys, self.parity)
+
+    def _keys(self, batch: Batch, place: int) -> Tensor | None:
+        keep = self.parity.same_text_negatives == "keep"
+        return None if keep else concept_keys(batch, place)
 
 
 class Run:
@@ -146,7 +174,7 @@ class Run:
     def _make_model(self) -> XVLM:
         config = self.config
         torch.manual_seed(config.train.seed)
-        model = XVLM(config.model)
+        model = XVLM(config.model, config.compute)
         if self.resume:
             checkpoint.load_model(self.resume, model)
             self.new_parameters = set(self.resume.state["new_parameters"])
@@ -212,6 +240,7 @@ class Run:
                 warmup=config.schedule.warmup,
                 clip_norm=config.optim.clip_norm,
                 precision=self.precision,
+                accumulate=config.train.accumulate,
                 seed=config.train.seed,
                 log_every=config.train.log_every,
                 eval_every=config.train.eval_every,
@@ -305,6 +334,12 @@ class Run:
                 f"{name}: {len(stream):,} images, {stream.rows_per_step(self.world.size)} a rank"
                 f" and step, {stream.steps_per_epoch(self.world.size):,} batches an epoch"
             )
+            parts = self.config.train.accumulate
+            if parts > 1:
+                self.console.print(
+                    f"{name}: in {parts} parts; the contrastive loss compares all of a batch, hard"
+                    " negatives come from within a part"
+                )
             for unused in stream.unused:
                 self.console.print(f"{name}: nothing for it in {unused}")
 

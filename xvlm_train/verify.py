@@ -115,7 +115,7 @@ def _compute(
 
     from xvlm_train.model.config import Parity
     from xvlm_train.model.official import official_name
-    from xvlm_train.objectives import compute_losses
+    from xvlm_train.objectives import compute_losses, same_pairs
     from xvlm_train.parity import entry_of
 
     parity = Parity.official(world=1)
@@ -134,7 +134,6 @@ def _compute(
     yield "neg_text_idx", outputs.negative_texts
     yield "itm_cls", outputs.matching_states
     yield "itm_logits", outputs.matching_logits
-    yield "mlm_logits_row0", outputs.mlm_logits[0]
 
     norms = []
     for ours, parameter in model.named_parameters():
@@ -152,19 +151,23 @@ def _compute(
         states = model.encode_text(batch.text_ids, batch.text_mask)
         fused = model.fuse(states, batch.text_mask, vision)
         yield "text_embeds", states
+        hidden = model.encode_text(batch.masked_ids, batch.text_mask)
+        row = model.fuse(hidden, batch.text_mask, vision)[0, batch.masked_positions[0]]
+        yield "mlm_logits_row0", model.text_encoder.token_logits(row)
         yield "cross_embeds", fused[:, : entry_of(expected, "cross_embeds", name).shape[1]]
         if batch.multi_grained:
             yield "region_embeds_cls", vision.cls
             yield "predicted_bbox", outputs.predicted_boxes
-            every = Parity("exact", "batch", "nan", whole_image_boxes=True)
+            every = replace(parity, whole_image_boxes=True)
             all_rows = compute_losses(outputs, batch, config=every)
             yield "loss_bbox_all_rows", all_rows["box_l1"]
             yield "loss_giou_all_rows", all_rows["box_giou"]
         else:
             yield "image_embeds", vision.dense()
-        groups = entry_of(inputs, "idx", f"{name}_inputs")
-        grouped = model(batch, negatives="argmax", groups=groups)
-        idx_losses = compute_losses(grouped, batch, config=parity, groups=groups)
+        keys = entry_of(inputs, "idx", f"{name}_inputs")[:, None]
+        grouped = model(batch, negatives="argmax", same=same_pairs(keys))
+        with_keys = replace(parity, same_text_negatives="positive")
+        idx_losses = compute_losses(grouped, batch, config=with_keys, keys=keys)
     yield "loss_itc_idx", idx_losses["contrastive"]
     yield "loss_itm_idx", idx_losses["matching"]
     yield "sampling_weights_t2i_idx", grouped.image_weights

@@ -31,18 +31,19 @@ RANKS = {
 }
 LOSSES = ("contrastive", "matching", "mlm", "box_l1", "box_giou", "total")
 TWO = Parity(contrastive_gradient="official:2")
+POSITIVE = Parity(same_text_negatives="positive")
 
 
 class Objective(nn.Module):
-    def __init__(self, config: Parity, groups: Tensor | None) -> None:
+    def __init__(self, config: Parity, keys: Tensor | None) -> None:
         super().__init__()
         torch.manual_seed(3)
         self.model = xvlm.XVLM(small_config()).eval().double()
-        self.config, self.groups = config, groups
+        self.config, self.keys = config, keys
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         outputs = self.model(batch, negatives="argmax")
-        return compute_losses(outputs, batch, config=self.config, groups=self.groups)
+        return compute_losses(outputs, batch, config=self.config, keys=self.keys)
 
 
 def double(batch: Batch) -> Batch:
@@ -89,9 +90,9 @@ def work(rank: int, folder: str) -> None:
             found = gradients(ddp, module, parts[rank])
             save_file(found, f"{folder}/{case}-{name}-{rank}.safetensors")
     parts = RANKS["regions"]
-    module = Objective(Parity(), groups_of(parts)[rank])
+    module = Objective(POSITIVE, keys_of(parts)[rank])
     ddp = DistributedDataParallel(module, find_unused_parameters=True)
-    save_file(gradients(ddp, module, parts[rank]), f"{folder}/groups-exact-{rank}.safetensors")
+    save_file(gradients(ddp, module, parts[rank]), f"{folder}/keys-exact-{rank}.safetensors")
     own = torch.arange(rank + 1.0)[:, None].requires_grad_()
     everyone = gather_rows(own, [1, 2])
     (everyone * torch.tensor([[1.0], [2.0], [3.0]]) * (rank + 1)).sum().backward()
@@ -99,9 +100,9 @@ def work(rank: int, folder: str) -> None:
     dist.destroy_process_group()
 
 
-def groups_of(parts: tuple[Batch, ...]) -> list[Tensor]:
+def keys_of(parts: tuple[Batch, ...]) -> list[Tensor]:
     """Labels that join concepts within and across ranks."""
-    return [torch.arange(len(part.text_ids)) % 3 for part in parts]
+    return [(torch.arange(len(part.text_ids)) % 3)[:, None] for part in parts]
 
 
 @pytest.fixture(scope="module")
@@ -111,7 +112,7 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def alone(parts: tuple[Batch, ...], groups: Tensor | None, patch) -> dict[str, Tensor]:
+def alone(parts: tuple[Batch, ...], keys: Tensor | None, patch) -> dict[str, Tensor]:
     """One process, the joint batch; negatives stay within the rank's own part, as they do there."""
     sizes = torch.tensor([len(part.text_ids) for part in parts])
     owner = torch.arange(2).repeat_interleave(sizes)
@@ -121,7 +122,7 @@ def alone(parts: tuple[Batch, ...], groups: Tensor | None, patch) -> dict[str, T
         return choose(weights * (owner[:, None] == owner), how, generator)
 
     patch.setattr(xvlm, "choose_negatives", choose_own)
-    module = Objective(Parity(), groups)
+    module = Objective(Parity() if keys is None else POSITIVE, keys)
     return gradients(module, module, joined(parts))
 
 
@@ -161,10 +162,10 @@ def test_official_gives_encoders_half_and_temperature_all(
     compare(results, f"{case}-official", expected, scale)
 
 
-def test_groups_reach_over_ranks(results: Path, monkeypatch) -> None:
+def test_equal_keys_reach_over_ranks(results: Path, monkeypatch) -> None:
     parts = RANKS["regions"]
-    expected = alone(parts, torch.cat(groups_of(parts)), monkeypatch)
-    compare(results, "groups-exact", expected)
+    expected = alone(parts, torch.cat(keys_of(parts)), monkeypatch)
+    compare(results, "keys-exact", expected)
 
 
 def test_gather_pads_and_sums_gradients(results: Path) -> None:

@@ -16,7 +16,7 @@ from transformers import BertConfig, BertForMaskedLM, BertModel
 
 from tests.train.small_models import GRID, SIZE, VOCAB, random_batch, small_config
 from xvlm_data.errors import UserError
-from xvlm_train.model.config import ModelConfig, TextConfig, VisionConfig
+from xvlm_train.model.config import ComputeConfig, ModelConfig, TextConfig, VisionConfig
 from xvlm_train.model.pretrained import initialise, is_new_by_design
 from xvlm_train.model.vision import VisionEncoder
 from xvlm_train.model.xvlm import XVLM, choose_negatives, negative_weights
@@ -136,7 +136,7 @@ def test_negative_weights_by_hand() -> None:
     weights = negative_weights(queries, keys, torch.tensor(0.5))
     other = torch.tensor([[2.0, 1.2], [0.0, 1.6]]).softmax(1) + 1e-5
     torch.testing.assert_close(weights, other * torch.tensor([[0.0, 1.0], [1.0, 0.0]]))
-    together = negative_weights(queries, keys, torch.tensor(0.5), torch.tensor([3, 3]))
+    together = negative_weights(queries, keys, torch.tensor(0.5), torch.ones(2, 2).bool())
     assert (together == 0).all()
     assert not negative_weights(queries.requires_grad_(), keys, torch.tensor(0.5)).requires_grad
 
@@ -186,11 +186,15 @@ class Syncs(TorchDispatchMode):
 
 
 @pytest.mark.parametrize("multi_grained", [True, False])
-def test_nothing_waits_for_the_device(model: XVLM, multi_grained: bool) -> None:
+def test_nothing_waits_for_the_device(model: XVLM, multi_grained: bool, monkeypatch) -> None:
     batch = random_batch(3, 3, 2 * multi_grained, multi_grained=multi_grained)
     model.train()
-    with Syncs() as syncs:
-        compute_losses(model(batch), batch)["total"].backward()
+    model.compute_as(ComputeConfig(length_multiple=8, read_negatives="no"))  # as on a GPU
+    with monkeypatch.context() as patch, Syncs() as syncs:
+        for name in ("numpy", "tolist", "item", "cpu", "__bool__", "__int__", "__float__"):
+            patch.setattr(Tensor, name, lambda *_, name=name, **__: pytest.fail(name))
+        total = compute_losses(model(batch), batch)["total"]
+        total.backward()
     assert syncs.seen == []
     with Syncs() as syncs:  # the count itself works
         batch.text_ids[batch.text_mask.bool()].sum().item()

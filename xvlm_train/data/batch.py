@@ -2,11 +2,32 @@
 
 from __future__ import annotations
 
+from copy import copy
 from dataclasses import dataclass, field, fields, replace
+from itertools import pairwise
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class HostText:
+    """What shapes follow from; stays on the host when the batch moves to a device."""
+
+    lengths: npt.NDArray[np.int64]
+    """[B] tokens of each text."""
+    labels: npt.NDArray[np.int64]
+    """[B, M], as ``masked_labels``."""
+
+    def __eq__(self, other: object) -> bool:
+        return (
+            isinstance(other, HostText)
+            and np.array_equal(self.lengths, other.lengths)
+            and np.array_equal(self.labels, other.labels)
+        )
 
 
 @dataclass(slots=True)
@@ -44,11 +65,44 @@ class Batch:
     skipped: dict[str, int] = field(default_factory=dict)
     """Rows and concepts that could not be used for this batch, by reason."""
 
+    host: HostText = field(init=False, repr=False, compare=False)
+    """Known without asking the device, where the batch was made on the host."""
+
+    def __post_init__(self) -> None:
+        self.host = HostText(self.text_mask.sum(1).cpu().numpy(), self.masked_labels.cpu().numpy())
+
     def to(self, device: torch.device | str, non_blocking: bool = True) -> Batch:
         """The same batch on another device."""
-        moved: dict[str, Any] = {
-            field.name: value.to(device, non_blocking=non_blocking)
-            for field in fields(self)
-            if isinstance(value := getattr(self, field.name), Tensor)
-        }
-        return replace(self, **moved)
+        moved = copy(self)
+        for item in fields(self):
+            value = getattr(self, item.name)
+            if isinstance(value, Tensor):
+                setattr(moved, item.name, value.to(device, non_blocking=non_blocking))
+        return moved
+
+    def parts(self, count: int) -> list[Batch]:
+        """The batch in at most ``count`` parts of about equally many images, with their concepts.
+
+        On the host; ``skipped`` stays with the first part.
+        """
+        count = min(count, len(self.images))
+        if count == 1:
+            return [self]
+        edges = [len(self.images) * n // count for n in range(count + 1)]
+        made = []
+        for first, end in pairwise(edges):
+            rows = ((self.image_index >= first) & (self.image_index < end)).nonzero()[:, 0]
+            values: dict[str, Any] = {
+                item.name: value.index_select(0, rows)
+                for item in fields(self)
+                if isinstance(value := getattr(self, item.name), Tensor) and item.name != "images"
+            }
+            values |= {
+                "images": self.images[first:end],
+                "image_index": values["image_index"] - first,
+            }
+            ids = self.record_ids[first:end]
+            made.append(
+                replace(self, **values, record_ids=ids, skipped={} if first else self.skipped)
+            )
+        return made

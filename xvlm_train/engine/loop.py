@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 from xvlm_data.errors import UserError
-from xvlm_train.engine import optim
+from xvlm_train.engine import accumulate, optim
 from xvlm_train.engine.distributed import StopAgreement, World
 from xvlm_train.engine.metrics import Log, Window
 from xvlm_train.engine.schedule import counter_seed, is_multi_grained, learning_rate_factor
@@ -35,6 +35,9 @@ class DeviceBatch(Protocol):
     def to(self, device: torch.device, non_blocking: bool = ...) -> Any:
         """The batch on ``device``."""
 
+    def parts(self, count: int) -> list[Any]:
+        """The batch in at most ``count`` parts."""
+
 
 @dataclass(kw_only=True)
 class Settings:
@@ -51,6 +54,7 @@ class Settings:
     eval_every: int
     save_every: int
     max_skipped: int
+    accumulate: int = 1  # parts a batch is computed in
 
 
 @dataclass
@@ -143,13 +147,19 @@ class Trainer:
         self._window.count("samples", len(batch.text_ids))
         for reason, number in batch.skipped.items():
             self._window.count(f"skipped/{reason}", number)
-        batch = batch.to(device, non_blocking=True)
-        torch.manual_seed(counter_seed(settings.seed, step, stream, self.world.rank))
+        parts = batch.parts(settings.accumulate) if settings.accumulate > 1 else [batch]
+        parts = [part.to(device, non_blocking=True) for part in parts]
+        keys = (settings.seed, step, stream, self.world.rank)
         low = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(settings.precision)
-        with torch.autocast(device.type, dtype=low, enabled=low is not None):
-            values = self.model(batch)
         self.optimizer.zero_grad(set_to_none=True)
-        self.scaler.scale(values["total"]).backward()
+        values = accumulate.backward(
+            self.model,
+            parts,
+            in_parts=settings.accumulate > 1,
+            begin=lambda n: _seed(*keys, *([n] if n else [])),
+            autocast=lambda: torch.autocast(device.type, dtype=low, enabled=low is not None),
+            scale=self.scaler.scale,
+        )
         self.scaler.unscale_(self.optimizer)
         norm = nn.utils.clip_grad_norm_(self._parameters, settings.clip_norm)
         finite = norm.isfinite()
@@ -207,3 +217,7 @@ def interrupt_flag() -> Iterator[Callable[[], bool]]:
         yield lambda: wanted
     finally:
         signal.signal(signal.SIGINT, before)
+
+
+def _seed(*keys: int | str) -> None:
+    torch.manual_seed(counter_seed(*keys))

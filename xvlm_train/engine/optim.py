@@ -97,3 +97,9 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
     """Set the schedule's rate of this step, times each group's multiple."""
     for group in optimizer.param_groups:
         group["lr"] = lr * group["lr_mult"]
+
+
+def set_fused(optimizer: torch.optim.Optimizer, fused: bool) -> None:
+    """One kernel for all tensors, or a loop over them as the original has; for comparisons."""
+    for group in optimizer.param_groups:
+        group["fused"], group["foreach"] = fused, False

@@ -7,6 +7,8 @@ from typing import Any, Literal
 
 from xvlm_data.errors import UserError
 
+SameText = Literal["keep", "ignore", "positive"]
+
 
 @dataclass
 class VisionConfig:
@@ -73,6 +75,71 @@ class ModelConfig:
     """Initial contrastive temperature."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class ComputeConfig:
+    """How a step is computed; none of it changes a loss or a gradient beyond rounding.
+
+    The defaults save all that can be saved; :meth:`naive` is the same model with none of it.
+    """
+
+    length_groups: int = 8
+    """Texts of similar length are computed together, in at most this many groups; 0: one group."""
+    length_multiple: int = 0
+    """Lengths are rounded up to this; 0: 8 on GPUs, whose kernels want it, 1 on CPUs."""
+    pad_to: int = 0
+    """Least length of the one group where there are no more (the original: ``max_tokens``)."""
+    share_images: bool = True
+    """Cross-modal keys and values are projected once an image, not once a text and pass."""
+    joint_passes: bool = True
+    """Clean and masked texts in one call, all cross-modal passes in one call."""
+    pruned_queries: bool = True
+    """In the last layer only places that a head reads are queries."""
+    masked_only: bool = True
+    """The vocabulary projection leaves out mask slots that are not in use."""
+    read_negatives: Literal["auto", "yes", "no"] = "auto"
+    """Read from the device how long the drawn negative texts are, which a GPU waits for, or give
+    each the room of the longest text; auto: read on CPUs."""
+    channels_last: bool = True
+    """Convolutional image encoders compute with channels last."""
+    skip_dropped: bool = True
+    """Swin's blocks leave out images whose branch stochastic depth drops, instead of multiplying
+    the branch by zero."""
+    compile: bool = False
+    """torch.compile of the image encoder and of the feed-forward parts (:mod:`.compiled`); the
+    first steps of a run take minutes, and on a CPU it needs a C++ compiler and gains little."""
+    checkpointing: bool = False
+    """Keep only layer inputs for the backward pass, and compute the rest again: less memory."""
+
+    def __post_init__(self) -> None:
+        for name in ("length_groups", "length_multiple", "pad_to"):
+            if getattr(self, name) < 0:
+                raise UserError(f"compute.{name} is {getattr(self, name)}", "at least 0")
+
+    def multiple(self, device: str) -> int:
+        """What lengths are rounded up to on a device of this type."""
+        return self.length_multiple or (8 if device == "cuda" else 1)
+
+    def reads_negatives(self, device: str) -> bool:
+        """Whether lengths of negative texts are read on a device of this type."""
+        if self.read_negatives == "auto":
+            return device in ("cpu", "meta")
+        return self.read_negatives == "yes"
+
+    @classmethod
+    def naive(cls, pad_to: int) -> ComputeConfig:
+        """No saving at all: what the original does, with all texts padded to ``pad_to`` tokens."""
+        return cls(
+            length_groups=0,
+            pad_to=pad_to,
+            share_images=False,
+            joint_passes=False,
+            pruned_queries=False,
+            masked_only=False,
+            channels_last=False,
+            skip_dropped=False,
+        )
+
+
 @dataclass(frozen=True)
 class Parity:
     """Where the losses may follow the original's defects; the defaults follow none of them."""
@@ -83,6 +150,11 @@ class Parity:
     """A box of negative width or height zeroes the GIoU loss of its row, or of the rank's batch."""
     no_region_rows: Literal["zero", "nan"] = "zero"
     """The box losses of a batch without region rows."""
+    same_text_negatives: SameText = "keep"
+    """Other concepts of a batch with the same text, or with the same patches of the same image:
+    negatives (``keep``), left out of contrastive and matching loss (``ignore``), or positives of
+    the contrastive loss and left out of the matching loss (``positive``). Equal texts have equal
+    features, so to the contrastive loss ``positive`` and ``keep`` differ by dropout only."""
     whole_image_boxes: bool = False
     """Whether whole-image rows count in the box losses (in the original: not in pre-training)."""
 

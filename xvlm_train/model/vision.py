@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import timm
 import torch
 from timm.layers import build_sincos2d_pos_embed
+from timm.models.swin_transformer import SwinTransformerBlock
 from torch import Tensor, nn
 
 from xvlm_data.errors import UserError
+from xvlm_train.model.compiled import image_features
 from xvlm_train.model.config import VisionConfig
 
 
@@ -34,11 +38,8 @@ class VisionEncoder(nn.Module):
         self.prefix_tokens: int = getattr(backbone, "num_prefix_tokens", 0)
         self.width: int = backbone.num_features
         self.layout, self.grid = self._probe()
-        # Convolutions are faster with channels last, on CPUs by half and more.
-        self.memory_format = (
-            torch.channels_last if self.layout == "NCHW" else torch.contiguous_format
-        )
-        backbone.to(memory_format=self.memory_format)
+        self.memory_format = torch.contiguous_format
+        self.compiled = False
         learned = config.position == "learned" or (
             config.position == "auto" and self.layout == "NCHW"
         )
@@ -51,10 +52,46 @@ class VisionEncoder(nn.Module):
             # Transformers end in a norm of their own; rectified outputs have any scale.
             self.pos_norm = nn.LayerNorm(self.width)
 
+    def compute_as(
+        self,
+        *,
+        channels_last: bool,
+        checkpointing: bool = False,
+        skip_dropped: bool = False,
+        compiled: bool = False,
+    ) -> None:
+        """How it computes; the results stay what they are.
+
+        Raises:
+            UserError: the backbone cannot recompute its activations.
+        """
+        # Convolutions are faster with channels last, on CPUs by half and more.
+        last = channels_last and self.layout == "NCHW"
+        wanted = torch.channels_last if last else torch.contiguous_format
+        if wanted != self.memory_format:
+            self.backbone.to(memory_format=wanted)
+            self.memory_format = wanted
+        switch = getattr(self.backbone, "set_grad_checkpointing", None)
+        if checkpointing and switch is None:
+            raise UserError(
+                f"{self.name} cannot recompute activations", "set compute.checkpointing to false"
+            )
+        if switch is not None and (checkpointing or getattr(self, "checkpointing", False)):
+            switch(checkpointing)
+        self.checkpointing, self.compiled = checkpointing, compiled
+        for block in self.backbone.modules():
+            if isinstance(block, SwinTransformerBlock):
+                block.__dict__.pop("forward", None)
+                if skip_dropped and not compiled:  # a graph has one number of images
+                    block.forward = partial(_kept_rows_only, block)
+
     def forward(self, images: Tensor) -> Tensor:
         """Patches [I, N, C] of images [I, 3, R, R]."""
         images = images.contiguous(memory_format=self.memory_format)
-        features = self.backbone.forward_features(images)
+        if self.compiled:
+            features = image_features(self.backbone, images)
+        else:
+            features = self.backbone.forward_features(images)
         if self.layout == "NCHW":
             features = features.flatten(2).transpose(1, 2)
         elif self.layout == "NHWC":
@@ -124,6 +161,40 @@ class VisionEncoder(nn.Module):
             f"{self.name} gives {seen}, not a square grid of patches",
             "choose a backbone with a patch grid, such as swin_tiny_patch4_window7_224",
         )
+
+
+def patch_grid(config: VisionConfig) -> tuple[int, int]:
+    """Patch rows and columns of a backbone, without its weights."""
+    with torch.device("meta"):
+        return VisionEncoder(config).grid
+
+
+def _kept_rows_only(block: Any, x: Tensor) -> Tensor:
+    """A Swin block [I, H, W, C] that computes no branch for images whose branch is dropped.
+
+    timm computes it for all and multiplies by zero. Which are dropped is drawn on the host.
+    """
+    rows, height, width, channels = x.shape
+    x = _add_branch(x, block.drop_path1, lambda part: block._attn(block.norm1(part)))
+    x = x.reshape(rows, height * width, channels)
+    x = _add_branch(x, block.drop_path2, lambda part: block.mlp(block.norm2(part)))
+    return x.reshape(rows, height, width, channels)
+
+
+def _add_branch(x: Tensor, drop_path: nn.Module, branch: Callable[[Tensor], Tensor]) -> Tensor:
+    """x + branch(x) / (1 - p) in the images that keep the branch, each with probability 1 - p."""
+    chance = float(getattr(drop_path, "drop_prob", 0.0) or 0.0)
+    if not drop_path.training or not chance:
+        return x + branch(x)
+    kept = (torch.rand(len(x), device="cpu") >= chance).nonzero()[:, 0]
+    scale = 1 / (1 - chance)
+    if len(kept) == len(x):
+        return torch.add(x, branch(x), alpha=scale)
+    if not len(kept):
+        return x
+    kept = kept.to(x.device, non_blocking=True)
+    part = branch(x.index_select(0, kept))
+    return x.index_add(0, kept, part.to(x.dtype), alpha=scale)
 
 
 def _build(config: VisionConfig) -> nn.Module:

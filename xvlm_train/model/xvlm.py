@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from xvlm_train.data.batch import Batch
-from xvlm_train.model.config import ModelConfig
-from xvlm_train.model.text import TextEncoder, VisionTokens
+from xvlm_train.model.config import ComputeConfig, ModelConfig
+from xvlm_train.model.grouping import plan_texts
+from xvlm_train.model.passes import Encoded, cross_modal, encode_texts
+from xvlm_train.model.text import Segment, TextEncoder, VisionTokens
 from xvlm_train.model.vision import VisionEncoder
 
 #: Range of the contrastive temperature.
 TEMPERATURE_RANGE = (0.001, 0.5)
 
 Negatives = Literal["sample", "argmax"]
+DEFAULT = ComputeConfig()
 
 
 @dataclass(slots=True)
@@ -38,9 +42,9 @@ class Outputs:
     matching_labels: Tensor
     """[3B] int64: 1, 0, or -100 where the batch holds no negative for the concept."""
     mlm_logits: Tensor
-    """[B, M, vocabulary] at the masked positions."""
+    """[K, vocabulary] at the K masked positions of all texts."""
     mlm_labels: Tensor
-    """[B, M] int64, -100 in unused slots."""
+    """[K] int64: the tokens that stood there; -100 where a slot is not in use."""
     predicted_boxes: Tensor | None
     """[B, 4] (cx, cy, w, h) in [0, 1]; none for the image-text stream."""
     matching_states: Tensor
@@ -62,7 +66,7 @@ class XVLM(nn.Module):
         UserError: the backbone cannot be built or gives no square patch grid.
     """
 
-    def __init__(self, config: ModelConfig) -> None:
+    def __init__(self, config: ModelConfig, compute: ComputeConfig = DEFAULT) -> None:
         super().__init__()
         self.config = config
         hidden = config.text.hidden
@@ -73,6 +77,18 @@ class XVLM(nn.Module):
         self.temp = nn.Parameter(torch.tensor(config.temperature))
         self.itm_head = _head(hidden, 2)
         self.bbox_head = _head(hidden, 4)
+        self.compute_as(compute)
+
+    def compute_as(self, compute: ComputeConfig) -> None:
+        """Compute all that follows in this way; weights and results stay what they are."""
+        self.compute = compute
+        self.text_encoder.compute_as(checkpointing=compute.checkpointing, compiled=compute.compile)
+        self.vision_encoder.compute_as(
+            channels_last=compute.channels_last,
+            checkpointing=compute.checkpointing,
+            skip_dropped=compute.skip_dropped,
+            compiled=compute.compile,
+        )
 
     @property
     def grid(self) -> tuple[int, int]:
@@ -84,15 +100,18 @@ class XVLM(nn.Module):
         return self.vision_encoder(images)
 
     def concept_tokens(
-        self, patches: Tensor, image_index: Tensor, patch_mask: Tensor
+        self, patches: Tensor, image_index: Tensor, patch_mask: Tensor | None
     ) -> VisionTokens:
         """Vision tokens of B concepts: the mean of the masked patches, and the image's patches.
 
         Args:
             patches: [I, N, C].
             image_index: [B] the image of each concept.
-            patch_mask: [B, 1+N], place 0 (v_cls) is always visible.
+            patch_mask: [B, 1+N], place 0 (v_cls) is always visible; none: all are.
         """
+        if patch_mask is None:
+            mean = patches.mean(1).index_select(0, image_index)
+            return VisionTokens(patches, image_index, mean, None)
         mask = patch_mask[:, 1:].to(patches.dtype)
         total = torch.bmm(mask.unsqueeze(1), patches.index_select(0, image_index)).squeeze(1)
         mean = total / mask.sum(1, keepdim=True).clamp(min=1)
@@ -100,11 +119,11 @@ class XVLM(nn.Module):
 
     def encode_text(self, ids: Tensor, mask: Tensor) -> Tensor:
         """Text states [B, L, D]; mask [B, L] is 1 on tokens."""
-        return self.text_encoder.encode(ids, mask)
+        return self.text_encoder.encode([Segment(ids, mask)])[0]
 
     def fuse(self, states: Tensor, mask: Tensor, vision: VisionTokens) -> Tensor:
         """Cross-modal states [B, L, D] of text states [B, L, D] and B rows of vision tokens."""
-        return self.text_encoder.fuse(states, mask, vision)
+        return self.text_encoder.fuse([Segment(states, mask)], vision)[0]
 
     def image_features(self, cls: Tensor) -> Tensor:
         """Contrastive features [B, E] of v_cls [B, C]."""
@@ -129,13 +148,31 @@ class XVLM(nn.Module):
         # A copy, because the next forward pass clamps in place what backward still needs.
         return self.temp.clone()
 
+    def encode(self, batch: Batch) -> Encoded:
+        """Both encoders: what the contrastive loss and the cross-modal passes start from."""
+        plan = plan_texts(batch, self.compute)
+        patches = self.encode_image(batch.images)
+        # Of the image-text stream every view is a whole image, so that nothing is hidden.
+        mask = batch.patch_mask if batch.multi_grained else None
+        vision = self.concept_tokens(patches, batch.image_index, mask)
+        texts = encode_texts(self.text_encoder, batch, plan, self.compute)
+        cls = torch.cat([states[:, 0] for states in texts.clean]).index_select(0, plan.places)
+        return Encoded(
+            plan=plan,
+            vision=vision,
+            texts=texts,
+            image_features=self.image_features(vision.cls),
+            text_features=self.text_features(cls),
+            temperature=self.clamped_temperature(),
+        )
+
     def forward(
         self,
         batch: Batch,
         *,
         generator: torch.Generator | None = None,
         negatives: Negatives = "sample",
-        groups: Tensor | None = None,
+        same: Tensor | None = None,
     ) -> Outputs:
         """All passes of a batch; no host synchronisation.
 
@@ -143,47 +180,27 @@ class XVLM(nn.Module):
             batch: either stream's.
             generator: for the draw of the negatives; on the batch's device.
             negatives: draw them, or take the likeliest (reproducible; for verification).
-            groups: [B] labels; concepts with equal labels are never each other's negatives.
+            same: [B, B] boolean; concepts that are never each other's negatives. The diagonal is
+                always among them.
         """
-        rows = len(batch.text_ids)
-        patches = self.encode_image(batch.images)
-        vision = self.concept_tokens(patches, batch.image_index, batch.patch_mask)
-        states, masked_states = self.encode_text(
-            torch.cat([batch.text_ids, batch.masked_ids]), batch.text_mask.repeat(2, 1)
-        ).split(rows)
-
-        temperature = self.clamped_temperature()
-        image_features = self.image_features(vision.cls)
-        text_features = self.text_features(states[:, 0])
-        image_weights = negative_weights(text_features, image_features, temperature, groups)
-        text_weights = negative_weights(image_features, text_features, temperature, groups)
+        encoded = self.encode(batch)
+        image_features, text_features = encoded.image_features, encoded.text_features
+        image_weights = negative_weights(text_features, image_features, encoded.temperature, same)
+        text_weights = negative_weights(image_features, text_features, encoded.temperature, same)
         images, has_image = choose_negatives(image_weights, negatives, generator)
         texts, has_text = choose_negatives(text_weights, negatives, generator)
-
-        # One cross-modal pass: pairs, (negative image, text), (image, negative text), masked text,
-        # and in the multi-grained stream the text with the whole image, for the box.
-        passes = [
-            (states, batch.text_mask, vision),
-            (states, batch.text_mask, vision[images]),
-            (states[texts], batch.text_mask[texts], vision),
-            (masked_states, batch.text_mask, vision),
-        ]
         if batch.multi_grained:
-            everywhere = torch.ones_like(batch.patch_mask)
-            whole = self.concept_tokens(patches, batch.image_index, everywhere)
-            passes.append((states, batch.text_mask, whole))
-        text, text_mask, tokens = zip(*passes, strict=True)
-        fused = self.fuse(torch.cat(text), torch.cat(text_mask), VisionTokens.cat(tokens)).split(
-            rows
-        )
-
-        pairs = torch.cat([part[:, 0] for part in fused[:3]])
-        places = batch.masked_positions.unsqueeze(-1).expand(-1, -1, pairs.shape[-1])
+            everywhere = torch.ones_like(batch.patch_mask[:1]).expand(len(batch.images), -1)
+            every_image = torch.arange(len(batch.images), device=images.device)
+            whole = self.concept_tokens(encoded.vision.patches, every_image, everywhere)
+        else:
+            whole = None
+        fused = cross_modal(self.text_encoder, batch, encoded, whole, images, texts, self.compute)
         return Outputs(
             image_features=image_features,
             text_features=text_features,
-            temperature=temperature,
-            matching_logits=self.match_logits(pairs),
+            temperature=encoded.temperature,
+            matching_logits=self.match_logits(fused.pairs),
             matching_labels=torch.cat(
                 [
                     torch.ones_like(images),
@@ -191,10 +208,10 @@ class XVLM(nn.Module):
                     torch.where(has_text, 0, -100),
                 ]
             ),
-            mlm_logits=self.text_encoder.token_logits(fused[3].gather(1, places)),
-            mlm_labels=batch.masked_labels,
-            predicted_boxes=self.predict_boxes(fused[4][:, 0]) if batch.multi_grained else None,
-            matching_states=pairs,
+            mlm_logits=self.text_encoder.token_logits(fused.masked),
+            mlm_labels=fused.labels,
+            predicted_boxes=None if fused.boxes is None else self.predict_boxes(fused.boxes),
+            matching_states=fused.pairs,
             image_weights=image_weights,
             text_weights=text_weights,
             negative_images=images,
@@ -202,20 +219,27 @@ class XVLM(nn.Module):
         )
 
 
+def full_precision(like: Tensor) -> AbstractContextManager[Any]:
+    """No autocast on the tensor's device; tensors without data know of none anyway."""
+    if like.is_meta:
+        return nullcontext()
+    return torch.autocast(like.device.type, enabled=False)
+
+
 @torch.no_grad()
 def negative_weights(
-    queries: Tensor, keys: Tensor, temperature: Tensor, groups: Tensor | None = None
+    queries: Tensor, keys: Tensor, temperature: Tensor, same: Tensor | None = None
 ) -> Tensor:
     """Weights [B, B] of each key as hard negative of each query (paper, section 3.2).
 
-    softmax(similarity / τ) over the rank's own batch + 1e-5; zero on the diagonal, or on every pair
-    of equal ``groups``.
+    softmax(similarity / τ) over the rank's own batch + 1e-5; zero on the diagonal, and on every
+    pair that ``same`` [B, B] marks.
     """
-    with torch.autocast(queries.device.type, enabled=False):
+    with full_precision(queries):
         weights = (queries @ keys.T / temperature).softmax(1) + 1e-5
-    if groups is None:
-        return weights.fill_diagonal_(0)
-    return weights.masked_fill(groups[:, None] == groups[None, :], 0)
+    if same is not None:
+        weights = weights.masked_fill(same, 0)
+    return weights.fill_diagonal_(0)
 
 
 def choose_negatives(

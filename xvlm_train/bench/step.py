@@ -1,0 +1,227 @@
+"""One training step, timed by phase, for several ways of computing it, side by side."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from xvlm_train.bench.flops import Work, count_work, synchronize
+from xvlm_train.data.batch import Batch
+from xvlm_train.engine.optim import set_fused
+from xvlm_train.model.config import ComputeConfig, Parity
+from xvlm_train.model.xvlm import XVLM
+from xvlm_train.objectives import compute_losses
+
+#: In the order of a step; ``heads`` is all of the forward pass that is in no other phase.
+PHASES = ("data", "vision", "text", "fusion", "heads", "backward", "optimizer")
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A way of computing the same step."""
+
+    name: str
+    compute: ComputeConfig
+    fused_optimizer: bool = True
+
+
+@dataclass
+class Timing:
+    """What the rounds of one variant and stream came to."""
+
+    seconds: list[float] = field(default_factory=list)
+    phases: dict[str, list[float]] = field(default_factory=lambda: {name: [] for name in PHASES})
+    peak_memory: int | None = None
+    """Bytes: of the device, or resident in this process on a CPU."""
+    work: Work | None = None
+    """Of the first batch."""
+
+    @property
+    def median(self) -> float:
+        """Seconds of a step."""
+        return median(self.seconds)
+
+
+class Stepper:
+    """Takes training steps with one model and one optimiser, computed as the variants say.
+
+    Args:
+        model: on its device, in training mode.
+        optimizer: AdamW over its parameters.
+        precision: ``fp32``, ``bf16`` or ``fp16``.
+        parity: where losses follow the original.
+        clip_norm: of the gradient.
+    """
+
+    def __init__(
+        self,
+        model: XVLM,
+        optimizer: torch.optim.Optimizer,
+        precision: str,
+        parity: Parity,
+        clip_norm: float,
+    ) -> None:
+        self.model, self.optimizer = model, optimizer
+        self.precision, self.parity, self.clip_norm = precision, parity, clip_norm
+        self.device = model.temp.device
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=precision == "fp16")
+        self._clock = _Clock(self.device)
+        encoder = model.text_encoder
+        self._watch(model.vision_encoder, "forward", "vision")
+        self._watch(encoder, "encode", "text")
+        self._watch(encoder, "fuse", "fusion")
+
+    def step(self, variant: Variant, batch: Batch) -> tuple[float, dict[str, float]]:
+        """One update; seconds in all and by phase."""
+        self._use(variant)
+        synchronize(self.device)
+        self._clock.start()
+        with self._clock.phase("data"):
+            batch = batch.to(self.device)
+        self.update(variant, batch)
+        seconds, phases = self._clock.stop()
+        inner = phases["vision"] + phases["text"] + phases["fusion"]
+        phases["heads"] = max(0.0, phases.pop("forward") - inner)
+        return seconds, phases
+
+    def update(self, variant: Variant, batch: Batch) -> None:
+        """One update with a batch on the device; waits for nothing."""
+        self._use(variant)
+        with self._clock.phase("forward"):
+            total = self._forward(batch)["total"]
+        with self._clock.phase("backward"):
+            self.optimizer.zero_grad(set_to_none=True)
+            self.scaler.scale(total).backward()
+        with self._clock.phase("optimizer"):
+            self.scaler.unscale_(self.optimizer)
+            nn.utils.clip_grad_norm_(self.model.parameters(), self.clip_norm)
+            self.scaler.step(self.optimizer)
+            self.scaler.update()
+
+    def _use(self, variant: Variant) -> None:
+        if variant.compute != self.model.compute:
+            self.model.compute_as(variant.compute)
+        set_fused(self.optimizer, variant.fused_optimizer)
+
+    def _forward(self, batch: Batch) -> dict[str, Tensor]:
+        low = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(self.precision)
+        with torch.autocast(self.device.type, dtype=low, enabled=low is not None):
+            return compute_losses(self.model(batch), batch, config=self.parity)
+
+    def _watch(self, module: nn.Module, method: str, phase: str) -> None:
+        inner: Callable[..., Any] = getattr(module, method)
+
+        def timed(*args: Any, **kwargs: Any) -> Any:
+            with self._clock.phase(phase):
+                return inner(*args, **kwargs)
+
+        setattr(module, method, timed)
+
+
+def measure(
+    stepper: Stepper,
+    variants: Sequence[Variant],
+    batches: Iterator[Batch],
+    *,
+    rounds: int,
+    warmup: int,
+    advance: Callable[[], None] = lambda: None,
+) -> dict[str, Timing]:
+    """Timings by variant: ``rounds`` rounds in which each variant takes one step.
+
+    The machine's moods, which last longer than a step, so touch all variants alike.
+    """
+    config = stepper.model.config
+    timings = {}
+    for variant in variants:
+        batch = next(batches)
+        timings[variant.name] = timing = Timing()
+        timing.work = count_work(config, variant.compute, batch, stepper.device.type)
+        for _ in range(warmup):
+            stepper.step(variant, batch)
+            advance()
+    for _ in range(rounds):
+        started = time.perf_counter()
+        batch = next(batches)
+        waited = time.perf_counter() - started
+        for variant in variants:
+            timing = timings[variant.name]
+            with _memory(stepper.device) as memory:
+                seconds, phases = stepper.step(variant, batch)
+            phases["data"] += waited
+            timing.seconds.append(seconds + waited)
+            for name, part in phases.items():
+                timing.phases[name].append(part)
+            peak = memory()
+            timing.peak_memory = max(timing.peak_memory or 0, peak) if peak else None
+            advance()
+    return timings
+
+
+class _Clock:
+    """Seconds by phase: the host's, or the device's own by events that nothing waits for."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._cuda = device.type == "cuda"
+        self._device = device
+        self._marks: list[tuple[str, Any, Any]] = []
+        self._begin = 0.0
+
+    def start(self) -> None:
+        self._marks = []
+        self._begin = time.perf_counter()
+
+    @contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        start = self._now()
+        yield
+        self._marks.append((name, start, self._now()))
+
+    def stop(self) -> tuple[float, dict[str, float]]:
+        synchronize(self._device)
+        seconds = time.perf_counter() - self._begin
+        phases = dict.fromkeys([*PHASES, "forward"], 0.0)
+        for name, start, end in self._marks:
+            phases[name] += start.elapsed_time(end) / 1e3 if self._cuda else end - start
+        return seconds, phases
+
+    def _now(self) -> Any:
+        if not self._cuda:
+            return time.perf_counter()
+        event = torch.cuda.Event(enable_timing=True)
+        event.record()
+        return event
+
+
+@contextmanager
+def _memory(device: torch.device) -> Iterator[Callable[[], int | None]]:
+    """Bytes at the peak of the block: allocated on the GPU, or resident here, sampled."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        yield lambda: torch.cuda.max_memory_allocated(device)
+        return
+    done, peak = threading.Event(), [0]
+
+    def sample() -> None:
+        with suppress(OSError):  # no /proc here
+            while not done.is_set():
+                pages = int(Path("/proc/self/statm").read_text().split()[1])
+                peak[0] = max(peak[0], pages * 4096)
+                done.wait(0.02)
+
+    thread = threading.Thread(target=sample, daemon=True)
+    thread.start()
+    try:
+        yield lambda: peak[0] or None
+    finally:
+        done.set()
+        thread.join()
