@@ -7,9 +7,11 @@ Images are PIL RGB; boxes are corners (x0, y0, x1, y1) in pixels of the image at
 from __future__ import annotations
 
 import math
+from functools import cache
 
 import numpy as np
 import numpy.typing as npt
+import torch
 from PIL import Image
 
 from xvlm_data.boxes import cxcywh_to_xyxy
@@ -18,8 +20,8 @@ Boxes = npt.NDArray[np.float64]
 #: A rectangle of whole pixels: x0, y0, x1, y1, the last two exclusive.
 Crop = tuple[int, int, int, int]
 
-CLIP_MEAN = np.array([0.48145466, 0.4578275, 0.40821073], dtype=np.float32)
-CLIP_STD = np.array([0.26862954, 0.26130258, 0.27577711], dtype=np.float32)
+CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
+CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 
 #: A concept stays with a crop that holds more than this share of its box.
 MIN_VISIBLE = 0.5
@@ -105,25 +107,22 @@ def to_model_boxes(boxes: Boxes, width: int, height: int, flip: bool) -> npt.NDA
     return np.concatenate([centre, relative[:, 2:] - relative[:, :2]], axis=1).astype(np.float32)
 
 
-def crop_resize_flip(image: Image.Image, crop: Crop, side: int, flip: bool) -> Image.Image:
-    """The pixels: cut out ``crop``, resize to ``side`` x ``side`` (bicubic), mirror if ``flip``."""
-    # Not `resize(box=...)`: its kernel would see the pixels around the crop.
-    resized = image.crop(crop).resize((side, side), Image.Resampling.BICUBIC)
-    return resized.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if flip else resized
-
-
 def to_pixels(image: Image.Image) -> npt.NDArray[np.uint8]:
     """``[3, H, W]`` uint8."""
     return np.ascontiguousarray(np.asarray(image, dtype=np.uint8).transpose(2, 0, 1))
 
 
-def normalise(pixels: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
+def normalise(pixels: torch.Tensor) -> torch.Tensor:
     """``[..., 3, H, W]`` uint8 to float32 with CLIP's mean and standard deviation."""
-    shape = (3, 1, 1)
-    out = pixels.astype(np.float32)
-    out -= 255 * CLIP_MEAN.reshape(shape)
-    out /= 255 * CLIP_STD.reshape(shape)
-    return out
+    mean, std = _mean_and_std(pixels.device)
+    return pixels.to(torch.float32).sub_(mean).div_(std)
+
+
+@cache  # made on the host, they would cost each batch a copy
+def _mean_and_std(device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+    """``[3, 1, 1]`` each, for pixels of 0 to 255."""
+    mean, std = (torch.tensor(v, dtype=torch.float32) * 255 for v in (CLIP_MEAN, CLIP_STD))
+    return mean.view(3, 1, 1).to(device), std.view(3, 1, 1).to(device)
 
 
 def eval_pixels(image: Image.Image, side: int) -> npt.NDArray[np.uint8]:
