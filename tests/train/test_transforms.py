@@ -24,7 +24,7 @@ from xvlm_train.data.augment import (
 from xvlm_train.data.pixels import Picture, Way
 from xvlm_train.data.transforms import (
     crop_around,
-    crop_boxes,
+    crop_box,
     eval_pixels,
     normalise,
     patch_mask,
@@ -83,18 +83,18 @@ def test_the_box_moves_with_its_pixels(
     kind: str,
 ) -> None:
     width, height, box = scene
-    corners = np.array([box], dtype=np.float64)
+    corners = (float(box[0]), float(box[1]), float(box[2]), float(box[3]))
     picture = Picture(stored(drawn(width, height, box), kind), width, height, way)
     assert picture.size == (width, height)
-    crop = crop_around(np.random.default_rng(seed), corners[0], width, height)
+    crop = crop_around(np.random.default_rng(seed), corners, width, height)
     crop = picture.aligned(crop, side)
-    moved, visible = crop_boxes(corners, crop)
+    moved = crop_box(corners, crop)
+    assert moved is not None
     crop_width, crop_height = crop[2] - crop[0], crop[3] - crop[1]
     pixels = picture.square(crop, side)
     assert pixels.shape == (side, side, 3)
     image = Image.fromarray(pixels[:, ::-1].copy() if flip else pixels)
-    ((cx, cy, w, h),) = to_model_boxes(moved, crop_width, crop_height, flip) * side
-    assert visible.all()
+    ((cx, cy, w, h),) = to_model_boxes([moved], crop_width, crop_height, flip) * side
     # Pixels are whole: half of one at either end, and as much of the source's when enlarged.
     slack = 0.5 + 0.5 * max(side / crop_width, side / crop_height, 1)
     if min(w, h) < 2:  # too thin to reach half of the brightness
@@ -211,7 +211,8 @@ def test_the_crop_holds_the_whole_box_and_lies_in_the_image(
     scene: tuple[int, int, tuple[int, int, int, int]], seed: int, shift: float
 ) -> None:
     width, height, box = scene
-    corners = np.clip(np.array(box) + shift, 0, [width, height, width, height])
+    a, b, c, d = np.clip(np.array(box) + shift, 0, [width, height, width, height]).tolist()
+    corners = (a, b, c, d)
     x0, y0, x1, y1 = crop_around(np.random.default_rng(seed), corners, width, height)
     assert 0 <= x0 <= corners[0]
     assert 0 <= y0 <= corners[1]
@@ -220,10 +221,7 @@ def test_the_crop_holds_the_whole_box_and_lies_in_the_image(
 
 
 def test_crops_around_a_box_reach_every_place_they_may() -> None:
-    crops = {
-        crop_around(np.random.default_rng(i), np.array([2.0, 1.0, 5.0, 4.0]), 6, 5)
-        for i in range(2000)
-    }
+    crops = {crop_around(np.random.default_rng(i), (2.0, 1.0, 5.0, 4.0), 6, 5) for i in range(2000)}
     assert len(crops) == 3 * 2 * 2 * 2
 
 
@@ -232,28 +230,53 @@ def test_crops_around_a_box_reach_every_place_they_may() -> None:
 )
 def test_a_box_stays_when_more_than_half_of_it_does(cut: int, kept: bool) -> None:
     # A box 100 wide, of which the crop cuts `cut` pixels off at the left.
-    boxes = np.array([[20.0, 10.0, 120.0, 60.0]])
-    _, visible = crop_boxes(boxes, (20 + cut, 0, 200, 100))
-    assert visible.tolist() == [kept]
+    moved = crop_box((20.0, 10.0, 120.0, 60.0), (20 + cut, 0, 200, 100))
+    assert moved == ((0, 10, 100 - cut, 60) if kept else None)
 
 
 def test_half_is_measured_by_area_and_what_stays_is_clipped() -> None:
-    boxes = np.array([[0.0, 0.0, 100.0, 100.0], [60.0, 60.0, 80.0, 80.0], [0, 0, 10, 10]])
-    moved, visible = crop_boxes(boxes, (25, 25, 200, 200))  # 0.75 * 0.75 = 0.56 of the first
-    assert visible.tolist() == [True, True, False]
-    assert moved[:2].tolist() == [[0, 0, 75, 75], [35, 35, 55, 55]]
-    assert crop_boxes(boxes[:1], (30, 30, 200, 200))[1].tolist() == [False]  # 0.49
+    crop = (25, 25, 200, 200)
+    assert crop_box((0, 0, 100, 100), crop) == (0, 0, 75, 75)  # 0.75 * 0.75 = 0.56
+    assert crop_box((60, 60, 80, 80), crop) == (35, 35, 55, 55)
+    assert crop_box((0, 0, 10, 10), crop) is None
+    assert crop_box((0, 0, 100, 100), (30, 30, 200, 200)) is None  # 0.49
+    assert crop_box((50, 50, 50, 60), crop) is None  # no area
+
+
+@settings(max_examples=200)
+@given(scene=scenes(), crop=scenes(), flip=st.booleans())
+def test_boxes_equal_masks_of_pixels(
+    scene: tuple[int, int, tuple[int, int, int, int]],
+    crop: tuple[int, int, tuple[int, int, int, int]],
+    flip: bool,
+) -> None:
+    """Against masks that are cut and mirrored as the image is, pixel by pixel."""
+    box, (_, _, cut) = scene[2], crop
+    mask = np.zeros((310, 310), dtype=bool)
+    mask[box[1] : box[3], box[0] : box[2]] = True
+    inside = mask[cut[1] : cut[3], cut[0] : cut[2]]
+    found_box = crop_box((float(box[0]), float(box[1]), float(box[2]), float(box[3])), cut)
+    assert (found_box is not None) == (inside.sum() > 0.5 * mask.sum())
+    if found_box is None:
+        return
+    height, width = inside.shape
+    rows, columns = np.nonzero(inside[:, ::-1] if flip else inside)
+    expected = (columns.min(), rows.min(), columns.max() + 1, rows.max() + 1)
+    ((cx, cy, w, h),) = to_model_boxes([found_box], width, height, flip).astype(np.float64)
+    got = np.array([cx - w / 2, cy - h / 2, cx + w / 2, cy + h / 2])
+    assert got * [width, height, width, height] == pytest.approx(expected, abs=1e-3)
 
 
 def test_model_boxes_of_a_known_case() -> None:
-    box = np.array([[10.0, 20.0, 30.0, 40.0]])
-    assert to_model_boxes(box, 100, 80, False).tolist() == [
-        pytest.approx([0.2, 0.375, 0.2, 0.25], abs=1e-6)
-    ]
-    assert to_model_boxes(box, 100, 80, True).tolist() == [
+    box = (10.0, 20.0, 30.0, 40.0)
+    assert (
+        to_model_boxes([box, box], 100, 80, False).tolist()
+        == [pytest.approx([0.2, 0.375, 0.2, 0.25], abs=1e-6)] * 2
+    )
+    assert to_model_boxes([box], 100, 80, True).tolist() == [
         pytest.approx([0.8, 0.375, 0.2, 0.25], abs=1e-6)
     ]
-    assert box.tolist() == [[10, 20, 30, 40]]
+    assert to_model_boxes([], 100, 80, True).shape == (0, 4)
 
 
 @settings(max_examples=300)

@@ -118,6 +118,7 @@ GEOMETRIC: dict[str, _Operation] = {
     name: _move(name) for name in ("ShearX", "ShearY", "TranslateX", "TranslateY", "Rotate")
 }
 OPERATIONS = {**COLOUR, **GEOMETRIC}
+_NAMES = (list(COLOUR), list(OPERATIONS))
 
 
 def draw_operations(
@@ -133,12 +134,10 @@ def draw_operations(
     """
     if not count:
         return []
-    names = list(OPERATIONS if geometric else COLOUR)
-    chosen = rng.integers(len(names), size=count).tolist()
-    chances = rng.random((count, 2)).tolist()
+    names = _NAMES[geometric]
     return [
-        (names[number], 1 if sign < 0.5 else -1)
-        for number, (fate, sign) in zip(chosen, chances, strict=True)
+        (names[int(number * len(names))], 1 if sign < 0.5 else -1)
+        for number, fate, sign in rng.random((count, 3)).tolist()
         if fate < prob
     ]
 

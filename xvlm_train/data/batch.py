@@ -46,6 +46,8 @@ class Batch:
     """Manifest ids of the I images."""
     skipped: dict[str, int] = field(default_factory=dict)
     """Rows and concepts that could not be used for this batch, by reason."""
+    fill: float = 1.0
+    """Texts there are, as a share of those there is room for."""
 
     def to(self, device: torch.device | str, non_blocking: bool = True) -> Batch:
         """The same batch on the device that computes, its images normalised there.

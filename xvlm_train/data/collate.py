@@ -75,6 +75,9 @@ def collate(
     inside = patch_mask(boxes, grid)
     inside[whole] = True
     lengths = np.array([len(row) for row in ids])
+    total = Counter(skipped or ())
+    for sample in samples:
+        total.update(sample.skipped)
     return Batch(
         images=_images(samples),
         image_index=torch.from_numpy(np.repeat(np.arange(len(samples)), counts)),
@@ -88,7 +91,8 @@ def collate(
         whole_image=torch.from_numpy(whole),
         multi_grained=multi_grained,
         record_ids=[s.record_id for s in samples],
-        skipped=dict(sum((s.skipped for s in samples), Counter(skipped or ()))),
+        skipped=dict(total),
+        fill=len(ids) / (config.max_texts if multi_grained else config.batch_size),
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import Literal, TypeAlias
 
@@ -11,7 +12,7 @@ import numpy as np
 
 from xvlm_data.errors import UserError
 from xvlm_data.manifest import Manifest, open_manifest
-from xvlm_data.recipe import ImageText, MultiGrained, Recipe
+from xvlm_data.recipe import ImageText, MultiGrained, read_recipe
 from xvlm_data.schema import OBJECT, REGION
 from xvlm_train.data.order import Numbers
 from xvlm_train.data.rows import Reads, count_concepts
@@ -29,11 +30,13 @@ class Entry:
         manifest: whose rows they are of.
         reads: which of its concepts.
         weight: share of the stream's samples, relative to the other entries; None: natural.
+        natural: what a natural share counts.
     """
 
     manifest: Manifest
     reads: Reads
     weight: float | None = None
+    natural: Natural = "rows"
 
     @property
     def name(self) -> str:
@@ -70,19 +73,32 @@ def default_reads(multi_grained: bool, region_as_caption: bool = False) -> Reads
     return replace(CAPTIONS, otherwise=(REGION,)) if region_as_caption else CAPTIONS
 
 
-def recipe_entries(
-    recipe: Recipe, folder: Path, image_root: str | None = None
-) -> dict[str, list[Entry]]:
-    """The entries of both streams of a recipe.
+def find_recipe(specs: Sequence[str]) -> Path | None:
+    """The recipe among what is given as manifests: a YAML file, and then the only one.
+
+    Raises:
+        UserError: there are manifests beside it.
+    """
+    recipes = [spec for spec in specs if spec.endswith((".yaml", ".yml"))]
+    if recipes and len(specs) > 1:
+        raise UserError(
+            f"{recipes[0]} and other manifests", "a recipe names all manifests of both streams"
+        )
+    return Path(recipes[0]) if recipes else None
+
+
+@cache  # manifests are opened once
+def recipe_entries(path: Path, image_root: str | None = None) -> dict[str, list[Entry]]:
+    """The entries of both streams of a recipe, whose manifests lie relative to its folder.
 
     Args:
-        recipe: as read.
-        folder: where its manifests lie.
+        path: of the recipe.
         image_root: where their referenced images lie now, if not where they lay.
 
     Raises:
-        UserError: a manifest is missing or damaged.
+        UserError: the recipe or a manifest is missing or damaged.
     """
+    recipe, folder = read_recipe(path), path.parent
     opened: dict[str, Manifest] = {}
 
     def entries(stream: ImageText | MultiGrained) -> list[Entry]:
@@ -95,6 +111,7 @@ def recipe_entries(
                 opened[entry.source],
                 Reads(tuple(entry.granularity), largest=entry.largest),
                 entry.weight,
+                stream.natural,
             )
             for entry in stream.entries
         ]
@@ -106,13 +123,12 @@ def recipe_entries(
 
 
 def find_sources(
-    entries: Sequence[Entry], natural: Natural, *, multi_grained: bool, lenient: bool
+    entries: Sequence[Entry], *, multi_grained: bool, lenient: bool
 ) -> tuple[list[Source], list[str]]:
     """Count what is usable of some entries, and settle their shares.
 
     Args:
         entries: with weights, or all without.
-        natural: what the shares of entries without weights follow.
         multi_grained: which stream, for messages.
         lenient: leave out manifests that have rows, but none of use, instead of refusing them.
 
@@ -139,13 +155,13 @@ def find_sources(
             unused.append(entry.name)
             continue
         shares = {"rows": source.rows, "images": source.rows, "pairs": pairs}
-        found.append(replace(source, share=entry.weight or float(shares[natural])))
+        found.append(replace(source, share=entry.weight or float(shares[entry.natural])))
     if not found:
         kind = "regions or objects" if multi_grained else "captions"
         raise UserError(
             f"no manifest has {kind} ({', '.join(unused) or 'none given'})", "give one that has"
         )
-    if natural == "rows" and weighted == {False}:
+    if weighted == {False} and {entry.natural for entry in entries} == {"rows"}:
         found = [
             Source(
                 ", ".join(source.name for source in found),

@@ -32,6 +32,23 @@ def generator(seed: int, stream: int, purpose: int, epoch: int, index: int) -> n
     )
 
 
+def turn(
+    rng: np.random.Generator, seed: int, stream: int, purpose: int, epoch: int, index: int
+) -> np.random.Generator:
+    """Make what :func:`generator` gave into what it would give now: a new one takes 15 µs."""
+    state = dict(_FRESH)
+    state["state"] = {"counter": _words(0, purpose, epoch, index), "key": _words(seed, stream)}
+    rng.bit_generator.state = state
+    return rng
+
+
+def _words(*numbers: int) -> npt.NDArray[np.uint64]:
+    return np.array(numbers, dtype=np.uint64)
+
+
+_FRESH = np.random.Philox(key=0).state
+
+
 class Order:
     """The order of the usable rows of a data set, ``batch`` of them a step, in every epoch.
 
@@ -96,7 +113,8 @@ class Order:
         lane = range(within % self.along, self.steps, self.along)
         ahead = [lane[(within // self.along + k) % len(lane)] for k in range(1, len(lane))[:most]]
         if len(ahead) < most:  # a short epoch
-            ahead += [step for step in range(self.steps) if step not in lane]
+            later = ((within + k) % self.steps for k in range(1, self.steps))
+            ahead += [step for step in later if step not in lane]
         slots = np.array([slot])
         found = [int(self.places(step, slots)[0]) for step in ahead[:most]]
         found += range(self.steps * self.batch + slot, self.rows, self.batch)

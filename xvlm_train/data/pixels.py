@@ -116,7 +116,7 @@ class Picture:
 
     def _is_plain_jpeg(self) -> bool:
         """Whether libjpeg-turbo can do it alone: the stored size is the annotated one, no CMYK."""
-        if not self._data.startswith(_JPEG):
+        if bytes(self._data[:3]) != _JPEG:
             return False
         try:
             height, width, colours, _ = simplejpeg.decode_jpeg_header(self._data)

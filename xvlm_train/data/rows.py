@@ -4,20 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 
+from xvlm_data.boxes import cxcywh_to_xyxy
 from xvlm_data.errors import ManifestError
 from xvlm_data.images.decode import is_web_address
 from xvlm_data.manifest import Manifest
 from xvlm_data.schema import CONCEPT, GRANULARITIES
+from xvlm_train.data.transforms import Corners
 
 #: The columns of a manifest that training reads.
 COLUMNS = ("id", "image", "width", "height", "concepts")
 _CONCEPTS = pa.list_(CONCEPT)
+Numbers: TypeAlias = npt.NDArray[np.int64]
 _GRANULARITY_LEAF = "concepts.list.element.granularity"
 
 
@@ -47,36 +51,52 @@ class Row:
     Attributes:
         id: manifest id.
         width, height: pixels the boxes refer to; 0 where not known.
-        boxes: ``[K, 4]`` float64 (cx, cy, w, h) in [0, 1]; NaN where the manifest has null.
-        kinds: ``[K]`` int8: the granularity, as a place in ``GRANULARITIES``; -1 for another.
     """
 
-    __slots__ = ("_group", "_image", "_index", "_start", "boxes", "height", "id", "kinds", "width")
+    __slots__ = ("_group", "_image", "_index", "_start", "_stop", "height", "id", "width")
 
     def __init__(self, group: RowGroup, index: int) -> None:
         start, stop = int(group.offsets[index]), int(group.offsets[index + 1])
-        self._group, self._index, self._start = group, index, start
+        self._group, self._index, self._start, self._stop = group, index, start, stop
         self._image: dict[str, Any] | None = None
         self.id: str = group.ids[index].as_py()
-        self.width, self.height = (int(side) for side in group.sizes[index])
-        self.boxes = group.boxes[start:stop].astype(np.float64)
-        self.kinds = group.kinds[start:stop]
+        self.width, self.height = group.sizes[index].tolist()
 
     def __len__(self) -> int:
-        return len(self.kinds)
+        return self._stop - self._start
+
+    @property
+    def boxes(self) -> npt.NDArray[np.float64]:
+        """``[K, 4]`` (cx, cy, w, h) in [0, 1]; NaN where the manifest has null."""
+        return self._group.boxes[self._start : self._stop]
+
+    def corners(self, k: int) -> Corners:
+        """(x0, y0, x1, y1) of the box of concept ``k`` in [0, 1], cut to the image."""
+        x0, y0, x1, y1 = self._group.corners[self._start + k].tolist()
+        return x0, y0, x1, y1
+
+    def places(self, granularities: tuple[str, ...], boxed: bool = False) -> Numbers:
+        """The concepts, ascending, of some granularities; ``boxed``: with a box of some area."""
+        values, offsets = self._group.index(granularities, boxed)
+        return values[offsets[self._index] : offsets[self._index + 1]] - self._start
 
     @property
     def image(self) -> dict[str, Any]:
-        """The ``image`` cell, ``{"bytes": ..., "path": ...}``; asking copies the bytes."""
-        return self._image or self._group.images[self._index].as_py() or {}
+        """The ``image`` cell, ``{"bytes": ..., "path": ...}``; the bytes are a view, not a copy."""
+        if self._image is not None:
+            return self._image
+        data, path = self._group.bytes[self._index], self._group.paths[self._index].as_py()
+        return {
+            "bytes": memoryview(data.as_buffer()).cast("B") if data.is_valid else None,
+            "path": path,
+        }
 
     @property
     def address(self) -> str | None:
         """Where in an object store the image has to be fetched from; None where it need not be."""
-        cell = self._group.images[self._index]
-        if not cell.is_valid or cell["bytes"].is_valid:
+        if self._group.bytes[self._index].is_valid:
             return None
-        path = cell["path"].as_py() or ""
+        path = self._group.paths[self._index].as_py() or ""
         return path if "://" in path and not is_web_address(path) else None
 
     def fetched(self, data: bytes) -> None:
@@ -89,12 +109,13 @@ class Row:
 
     def attributes(self, k: int) -> list[str]:
         """Those of concept ``k``; empty where there are none."""
-        items = self._group.attributes[self._start + k].as_py() or []
-        return [item for item in items if item]
+        values, offsets = self._group.attributes
+        start, stop = offsets[self._start + k], offsets[self._start + k + 1]
+        return [item for n in range(start, stop) if (item := values[n].as_py())]
 
     def granularity(self, k: int) -> str:
         """``image``, ``region`` or ``object``; empty for what is none of them."""
-        kind = int(self.kinds[k])
+        kind = int(self._group.kinds[self._start + k])
         return GRANULARITIES[kind] if kind >= 0 else ""
 
 
@@ -108,7 +129,9 @@ class RowGroup:
     def __init__(self, table: pa.Table) -> None:
         self.nbytes = int(table.nbytes)
         self.ids = table["id"].combine_chunks()
-        self.images = table["image"].combine_chunks()
+        self.bytes, self.paths = (
+            pc.struct_field(table["image"].combine_chunks(), name) for name in ("bytes", "path")
+        )
         self.sizes = np.stack(
             [table[side].to_numpy().astype(np.int64) for side in ("width", "height")], axis=1
         )
@@ -118,11 +141,16 @@ class RowGroup:
         values = concepts.values
         boxes = values.field("box")
         coordinates = boxes.values.slice(4 * boxes.offset, 4 * len(boxes))
-        self.boxes = coordinates.to_numpy(zero_copy_only=False).reshape(-1, 4)
+        self.boxes = coordinates.to_numpy(zero_copy_only=False).reshape(-1, 4).astype(np.float64)
+        self.corners = cxcywh_to_xyxy(self.boxes).clip(0, 1)
         self.texts = values.field("text")
-        self.attributes = values.field("attributes")
+        attributes = values.field("attributes")
+        self.attributes = attributes.values, attributes.offsets.to_numpy()
         self.kinds = _kinds(values.field("granularity"))
-        self._usable: dict[Reads, npt.NDArray[np.int64]] = {}
+        # Comparing with NaN is false, so this asks for finite numbers too.
+        self._boxed = (self.corners[:, 2:] > self.corners[:, :2]).all(axis=1)
+        self._indexes: dict[tuple[tuple[str, ...], bool], tuple[Numbers, Numbers]] = {}
+        self._usable: dict[Reads, Numbers] = {}
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -131,7 +159,18 @@ class RowGroup:
         """Row ``index`` of the group."""
         return Row(self, index)
 
-    def usable(self, reads: Reads) -> npt.NDArray[np.int64]:
+    def index(self, granularities: tuple[str, ...], boxed: bool) -> tuple[Numbers, Numbers]:
+        """Of all rows, :meth:`Row.places` counted from the group's start, and where each begins."""
+        key = granularities, boxed
+        if key not in self._indexes:
+            hits = np.isin(self.kinds, codes(granularities))
+            if boxed:
+                hits &= self._boxed
+            before = np.concatenate([[0], np.cumsum(hits, dtype=np.int64)])
+            self._indexes[key] = np.flatnonzero(hits), before[self.offsets]
+        return self._indexes[key]
+
+    def usable(self, reads: Reads) -> Numbers:
         """The rows, ascending, that a stream can use."""
         if reads not in self._usable:
             hits = np.isin(self.kinds, codes(reads.usable))
@@ -140,7 +179,7 @@ class RowGroup:
 
 
 def codes(granularities: Sequence[str]) -> list[int]:
-    """Granularities as :attr:`Row.kinds` has them."""
+    """Granularities as places in ``GRANULARITIES``."""
     return [GRANULARITIES.index(name) for name in granularities]
 
 
@@ -187,8 +226,6 @@ def count_concepts(
 
 
 def _kinds(names: pa.Array) -> npt.NDArray[np.int8]:
-    import pyarrow.compute as pc
-
     if pa.types.is_dictionary(names.type):  # few names: look up each of them once
         table = _kinds(names.dictionary)
         places = names.indices.fill_null(0).to_numpy(zero_copy_only=False)

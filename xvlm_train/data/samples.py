@@ -2,25 +2,24 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import cv2
 import numpy as np
 import numpy.typing as npt
 
-from xvlm_data.boxes import cxcywh_to_xyxy
 from xvlm_data.schema import IMAGE, OBJECT, REGION, WHOLE_IMAGE_BOX
 from xvlm_train.data.augment import Drawn, Pixels, draw_operations, rand_augment
 from xvlm_train.data.config import DataConfig
 from xvlm_train.data.pixels import Picture
-from xvlm_train.data.rows import Reads, Row, codes
+from xvlm_train.data.rows import Reads, Row
 from xvlm_train.data.text import clean_text, says_direction
 from xvlm_train.data.transforms import (
+    Corners,
     Crop,
     crop_around,
-    crop_boxes,
+    crop_box,
     random_resized_crop,
     to_model_boxes,
 )
@@ -58,7 +57,7 @@ class Sample:
     boxes: npt.NDArray[np.float32]
     whole_image: npt.NDArray[np.bool_]
     rng: np.random.Generator
-    skipped: Counter[str] = field(default_factory=Counter)
+    skipped: dict[str, int] = field(default_factory=dict)
     to_augment: list[Drawn] = field(default_factory=list)
 
 
@@ -72,13 +71,12 @@ def image_text_sample(
         ImageError: the image cannot be read.
     """
     texts = _Texts(row, config)
-    chosen = None
     for kinds in (reads.granularities, reads.otherwise):
-        places = _largest(row, _of_kind(row, kinds), reads.largest)
+        places = _largest(row, row.places(kinds), reads.largest)
         chosen = texts.first(rng.permutation(places).tolist())
         if chosen is not None:
             break
-    if chosen is None:
+    else:
         raise BadRow("empty_text")
     picture = Picture(row.image, row.width, row.height, config.pixels)
     crop = random_resized_crop(rng, *picture.size, config.min_crop_scale)
@@ -108,50 +106,59 @@ def multi_grained_sample(
         BadRow: no region or object with a box and a text.
         ImageError: the image cannot be read.
     """
-    places = _of_kind(row, reads.granularities)
-    corners = cxcywh_to_xyxy(row.boxes[places]).clip(0, 1)
-    # Comparing with NaN is false, so this asks for finite numbers too.
-    good = (corners[:, 2:] > corners[:, :2]).all(axis=1)
-    skipped = Counter({"concept_bad_box": int((~good).sum())})
-    places = _largest(row, places[good], reads.largest)
-    order = rng.permutation(places).tolist()
+    places = row.places(reads.granularities, boxed=True)
+    without = len(row.places(reads.granularities)) - len(places)
+    order = rng.permutation(_largest(row, places, reads.largest)).tolist()
     texts = _Texts(row, config, rng)
     target = texts.first(order)
     if target is None:
         raise BadRow("no_usable_box")
     picture = Picture(row.image, row.width, row.height, config.pixels)
     width, height = picture.size
-    scaled = cxcywh_to_xyxy(row.boxes).clip(0, 1) * np.array([width, height] * 2, dtype=np.float64)
-
     crop: Crop = (0, 0, width, height)
     if rng.random() < config.concept_crop:
-        crop = crop_around(rng, scaled[target], width, height)
+        crop = crop_around(rng, _scaled(row.corners(target), picture.size), width, height)
     crop = picture.aligned(crop, config.image_size)
-    boxes, visible = crop_boxes(scaled, crop)
-    caption = texts.first(rng.permutation(_of_kind(row, (IMAGE,))).tolist())
-    others = [k for k in order if visible[k] and k != target]
-    if caption is not None:
-        others.insert(0, caption)
-    chosen = texts.distinct([target, *others])
-    chosen = [target, *rng.permutation(np.array(chosen[1:], dtype=np.int64)).tolist()]
+
+    whole = (0, 0, crop[2] - crop[0], crop[3] - crop[1])
+    caption = texts.first(rng.permutation(row.places((IMAGE,))).tolist())
+    boxes: dict[int, Corners] = {}
+
+    def shown() -> Iterator[int]:
+        """The target, the caption, and the others of which the crop shows enough."""
+        yield target
+        if caption is not None:
+            boxes[caption] = whole
+            yield caption
+        for k in order:
+            box = crop_box(_scaled(row.corners(k), picture.size), crop)
+            if k != target and box is not None:
+                boxes[k] = box
+                yield k
+
+    # The crop holds all of its target, by rounding a little less.
+    boxes[target] = crop_box(_scaled(row.corners(target), picture.size), crop) or whole
+    first, *others = texts.distinct(shown())
+    chosen = [first, *rng.permutation(others).tolist()] if others else [first]
 
     words = [texts[k] for k in chosen]
     pixels, drawn, flip = _transformed(picture, crop, words, config, rng, geometric=False)
-    crop_width, crop_height = crop[2] - crop[0], crop[3] - crop[1]
-    whole = np.array([k == caption for k in chosen])
-    boxes = boxes[chosen]
-    boxes[whole] = 0, 0, crop_width, crop_height
-    skipped["concept_empty_text"] = texts.empty
+    broken = {"concept_bad_box": without, "concept_empty_text": texts.empty}
     return Sample(
         record_id=row.id,
         pixels=pixels,
         texts=words,
-        boxes=to_model_boxes(boxes, crop_width, crop_height, flip),
-        whole_image=whole,
+        boxes=to_model_boxes([boxes[k] for k in chosen], *whole[2:], flip),
+        whole_image=np.array([k == caption for k in chosen]),
         rng=rng,
-        skipped=+skipped,
+        skipped={reason: number for reason, number in broken.items() if number},
         to_augment=drawn,
     )
+
+
+def _scaled(corners: Corners, size: tuple[int, int]) -> Corners:
+    (x0, y0, x1, y1), (width, height) = corners, size
+    return x0 * width, y0 * height, x1 * width, y1 * height
 
 
 class _Texts:
@@ -204,14 +211,6 @@ class _Texts:
             seen.add(text)
             chosen.append(k)
         return chosen
-
-
-def _of_kind(row: Row, granularities: Sequence[str]) -> npt.NDArray[np.int64]:
-    """The concepts of some granularities."""
-    hits = np.zeros(len(row), dtype=bool)
-    for code in codes(granularities):
-        hits |= row.kinds == code
-    return np.flatnonzero(hits)
 
 
 def _largest(row: Row, places: npt.NDArray[np.int64], count: int | None) -> npt.NDArray[np.int64]:

@@ -20,8 +20,8 @@ from xvlm_data.manifest import Manifest
 from xvlm_train.data.batch import Batch
 from xvlm_train.data.collate import collate
 from xvlm_train.data.config import DataConfig
-from xvlm_train.data.entries import Entry, Natural, default_reads, find_sources
-from xvlm_train.data.order import SAMPLE, Mixture, Order, generator
+from xvlm_train.data.entries import Entry, default_reads, find_sources
+from xvlm_train.data.order import SAMPLE, Mixture, Order, generator, turn
 from xvlm_train.data.pools import Key, Lane, Pools
 from xvlm_train.data.rows import Row, RowGroup, read_rows
 from xvlm_train.data.samples import BadRow, Sample, image_text_sample, multi_grained_sample
@@ -63,8 +63,6 @@ class Stream:
         grid: the model's patches, (rows, columns).
         multi_grained: rows with regions or objects (else: rows with captions, or also regions
             with ``config.region_as_caption``).
-        natural: what the shares of entries without weights follow; by default the rows of all of
-            them are shuffled together.
         skip_unusable: leave out manifests that have rows, but none of use here, and name them in
             ``unused``, instead of refusing them.
 
@@ -81,7 +79,6 @@ class Stream:
         grid: tuple[int, int],
         *,
         multi_grained: bool,
-        natural: Natural = "rows",
         skip_unusable: bool = False,
     ) -> None:
         self.config = config
@@ -91,7 +88,7 @@ class Stream:
         reads = default_reads(multi_grained, config.region_as_caption)
         self.entries = [e if isinstance(e, Entry) else Entry(e, reads) for e in entries]
         self.sources, self.unused = find_sources(
-            self.entries, natural, multi_grained=multi_grained, lenient=skip_unusable
+            self.entries, multi_grained=multi_grained, lenient=skip_unusable
         )
         self._start()
 
@@ -99,13 +96,14 @@ class Stream:
         self._plans: dict[int, tuple[Mixture, list[Order]]] = {}
         self._pools = Pools(self._load)
         self._fetchers: ThreadPoolExecutor | None = None
+        self._generators: list[np.random.Generator] = []
 
     def __len__(self) -> int:
         """Usable rows."""
         return sum(source.rows for source in self.sources)
 
     def __getstate__(self) -> dict[str, object]:
-        own = ("_plans", "_pools", "_fetchers")  # workers read for themselves
+        own = ("_plans", "_pools", "_fetchers", "_generators")  # workers read for themselves
         return {k: v for k, v in self.__dict__.items() if k not in own}
 
     def __setstate__(self, state: dict[str, object]) -> None:
@@ -150,8 +148,10 @@ class Stream:
         skipped: Counter[str] = Counter()
         samples = [
             sample
-            for slot, place, (entry, row) in zip(slots, places, first, strict=True)
-            if (sample := self._sample(slot, place, entry, row, orders, skipped)) is not None
+            for rng, slot, place, (entry, row) in zip(
+                self._chances(len(slots)), slots, places, first, strict=True
+            )
+            if (sample := self._sample(rng, slot, place, entry, row, orders, skipped)) is not None
         ]
         if not samples:
             reasons = ", ".join(f"{reason} {n}" for reason, n in sorted(skipped.items()))
@@ -254,8 +254,15 @@ class Stream:
         rows = self._pools.get((slot.source, group))
         return entry, rows.row(int(rows.usable(entry.reads)[nth]))
 
+    def _chances(self, slots: int) -> list[np.random.Generator]:
+        """A generator for each slot; its numbers are settled by what is drawn for."""
+        while len(self._generators) < slots:
+            self._generators.append(generator(0, 0, SAMPLE, 0, 0))
+        return self._generators[:slots]
+
     def _sample(
         self,
+        rng: np.random.Generator,
         slot: _Slot,
         place: int,
         entry: Entry,
@@ -267,7 +274,8 @@ class Stream:
         make = multi_grained_sample if self.multi_grained else image_text_sample
         stand_ins: list[int] | None = None
         while True:
-            rng = generator(self.config.seed, self._stream(slot.source), SAMPLE, slot.epoch, place)
+            stream = self._stream(slot.source)
+            turn(rng, self.config.seed, stream, SAMPLE, slot.epoch, place)
             try:
                 return make(row, self.config, rng, entry.reads)
             except (BadRow, ImageError) as error:
