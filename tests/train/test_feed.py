@@ -226,6 +226,18 @@ def test_rows_are_mixed_nearly_as_if_all_were_shuffled() -> None:
         assert 0.15 < kinds.std() < 0.3
 
 
+def test_augmentation_on_the_device_is_that_of_the_workers(recipe: Path) -> None:
+    settings = {"randaugment_n": 2, "randaugment_prob": 1.0}
+    for name in ("image_text", "multi_grained"):
+        here = streams(recipe, **settings)[name].batch(3)
+        there = streams(recipe, augment_on_device=True, **settings)[name].batch(3)
+        assert len(there.to_augment) == len(there.record_ids)
+        assert not torch.equal(here.images, there.images)
+        difference = (here.to("cpu").images - there.to("cpu").images).abs()
+        assert difference.mean() < 0.05
+        assert torch.equal(here.masked_ids, there.masked_ids)
+
+
 # Object stores
 
 

@@ -21,6 +21,7 @@ from xvlm_train.data.augment import (
     draw_operations,
     rand_augment,
 )
+from xvlm_train.data.augment_device import rand_augment_batch
 from xvlm_train.data.pixels import Picture, Way
 from xvlm_train.data.transforms import (
     crop_around,
@@ -462,6 +463,26 @@ def test_flat_images_survive_every_operation(name: str) -> None:
     grey = np.full((16, 16, 3), 128, dtype=np.uint8)
     out = OPERATIONS[name](grey, 0.5, 1)  # a strength of one half neither brightens nor sharpens
     assert np.abs(out.astype(int) - 128).max() <= 1
+
+
+@pytest.mark.parametrize("name", sorted(OPERATIONS))
+@pytest.mark.parametrize("sign", [-1, 1])
+def test_operations_on_the_device_do_what_those_on_the_host_do(name: str, sign: int) -> None:
+    image = np.asarray(photograph(120, 120)) // 2 + 40
+    other = np.full_like(image, 90)
+    batch = torch.from_numpy(np.stack([image, other, image])).permute(0, 3, 1, 2)
+    drawn = [[("Brightness", 1), (name, sign)], [], [(name, sign)]]
+    out = rand_augment_batch(batch, drawn, 7).permute(0, 2, 3, 1).numpy()
+    assert (out[1] == 90).all()
+    for found, operations in zip(out, drawn, strict=True):
+        source = other if not operations else image
+        difference = np.abs(found - rand_augment(source, operations, 7).astype(float))
+        if name in ("Identity", "AutoContrast", "Equalize", "Brightness"):
+            assert not difference.any()
+        else:
+            # OpenCV interpolates in steps of a 32nd of a pixel.
+            assert difference.mean() < 0.5
+            assert (difference > 3).mean() < 0.02
 
 
 def test_brightness_follows_the_magnitude() -> None:

@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from xvlm_train.data.augment import Drawn
+from xvlm_train.data.augment_device import rand_augment_batch
 from xvlm_train.data.transforms import normalise
 
 
@@ -48,6 +50,10 @@ class Batch:
     """Rows and concepts that could not be used for this batch, by reason."""
     fill: float = 1.0
     """Texts there are, as a share of those there is room for."""
+    to_augment: dict[str, list[Drawn]] = field(default_factory=dict)
+    """Operations that are left to the device, by record."""
+    magnitude: int = 0
+    """Of them, 0 to 10."""
 
     def to(self, device: torch.device | str, non_blocking: bool = True) -> Batch:
         """The same batch on the device that computes, its images normalised there.
@@ -60,5 +66,9 @@ class Batch:
             if isinstance(value := getattr(self, field.name), Tensor)
         }
         if self.images.dtype is torch.uint8:
-            moved["images"] = normalise(moved["images"])
+            images = moved["images"]
+            if self.to_augment:
+                drawn = [self.to_augment.get(record, []) for record in self.record_ids]
+                images = rand_augment_batch(images, drawn, self.magnitude)
+            moved["images"] = normalise(images)
         return replace(self, **moved)

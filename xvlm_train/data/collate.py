@@ -92,6 +92,8 @@ def collate(
         multi_grained=multi_grained,
         record_ids=[s.record_id for s in samples],
         skipped=dict(total),
+        to_augment={s.record_id: s.to_augment for s in samples if s.to_augment},
+        magnitude=config.randaugment_m,
         fill=len(ids) / (config.max_texts if multi_grained else config.batch_size),
     )
 

@@ -112,7 +112,7 @@ def to_pixels(image: Image.Image) -> npt.NDArray[np.uint8]:
 
 
 def normalise(pixels: torch.Tensor) -> torch.Tensor:
-    """``[..., 3, H, W]`` uint8 to float32 with CLIP's mean and standard deviation."""
+    """``[..., 3, H, W]`` of 0 to 255 to float32 with CLIP's mean and standard deviation."""
     mean, std = _mean_and_std(pixels.device)
     return pixels.to(torch.float32).sub_(mean).div_(std)
 
