@@ -129,9 +129,8 @@ class RowGroup:
     def __init__(self, table: pa.Table) -> None:
         self.nbytes = int(table.nbytes)
         self.ids = table["id"].combine_chunks()
-        self.bytes, self.paths = (
-            pc.struct_field(table["image"].combine_chunks(), name) for name in ("bytes", "path")
-        )
+        # Not combined to one array, which would copy them all.
+        self.bytes, self.paths = (pc.struct_field(table["image"], n) for n in ("bytes", "path"))
         self.sizes = np.stack(
             [table[side].to_numpy().astype(np.int64) for side in ("width", "height")], axis=1
         )
