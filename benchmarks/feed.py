@@ -41,6 +41,7 @@ from rich.console import Console
 
 from xvlm_data.boxes import cxcywh_to_xyxy
 from xvlm_data.console import plain_table, print_whole
+from xvlm_data.errors import UserError
 from xvlm_data.manifest import Manifest
 from xvlm_train.data.augment import draw_operations, rand_augment
 from xvlm_train.data.config import DataConfig
@@ -107,7 +108,10 @@ def main(
     facts = _machine()
     contests = []
     with tempfile.TemporaryDirectory() as folder:
-        made = make(photos, Path(folder), images, shortest_side, quality)
+        try:
+            made = make(photos, Path(folder), images, shortest_side, quality)
+        except UserError as error:
+            raise click.ClickException(str(error)) from None
         tokenizer = Tokenizer.train(training_texts(list(made.manifests.values())[:1], 40), 2000)
         for layout in made.manifests:
             for multi_grained in (False, True):
