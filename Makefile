@@ -3,8 +3,9 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 DEMO ?= demo
+LEARN ?= learn
 
-.PHONY: install lint type test demo docs clean help
+.PHONY: install lint type test demo learn docs clean help
 
 help:            ## this list
 	@grep -E '^[a-z]+: .*##' $(MAKEFILE_LIST) | sed 's/: .*## */\t/'
@@ -29,8 +30,11 @@ test: lint type ## lint, type check, all tests
 demo: $(VENV)/.installed ## raw releases -> manifests -> a trained X-VLM -> pictures, in minutes
 	PATH="$(abspath $(BIN)):$$PATH" sh docs/demo.sh $(DEMO)
 
+learn: $(VENV)/.installed ## the demo trained to its goals, with and without the multi-grained stream
+	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python benchmarks/learn.py $(LEARN)
+
 docs: $(VENV)/.installed ## the reference of commands and Python, from their docstrings, into site/
 	$(BIN)/python docs/reference.py site
 
 clean:           ## remove what `make demo` and the tools wrote
-	rm -rf $(DEMO) site .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(DEMO) $(LEARN) site .mypy_cache .ruff_cache .pytest_cache .hypothesis

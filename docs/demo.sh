@@ -27,7 +27,7 @@ run xvlm-data inspect "$demo/manifests/vg" --validate --decode --draw 6 "$demo/p
 
 # 4. Pre-train, all five losses, from scratch.
 rm -rf "$demo/run"
-run xvlm-train pretrain --preset tiny --out "$demo/run" \
+run xvlm-train pretrain --preset tiny --out "$demo/run" ${STEPS:+--steps "$STEPS"} \
     --manifest "$demo/manifests/coco" --manifest "$demo/manifests/vg" \
     --manifest "$demo/manifests/sbu" --manifest "$demo/manifests/cc3m" \
     --manifest "$demo/manifests/objects365" --val-manifest "$demo/manifests/vg_val"

@@ -331,7 +331,10 @@ def _moved(path: str, recorded: str, root: str) -> str:
 
 def _open(url: str) -> BinaryIO:
     try:
-        file: BinaryIO = fsspec.open(url, "rb").open()
+        # Arrow reads by itself: through a file of Python, row groups take five times as long.
+        local = url.startswith("file://") or "://" not in url
+        path = url.removeprefix("file://")
+        file: BinaryIO = pa.OSFile(path) if local else fsspec.open(url, "rb").open()
     except FileNotFoundError:
         raise ManifestError(f"{url}: no such file", "was the manifest moved?") from None
     except PermissionError:

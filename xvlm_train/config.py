@@ -120,7 +120,7 @@ def _at_least(name: str, value: int, least: int) -> None:
 OFFICIAL: dict[str, Any] = {
     "parity": asdict(Parity.official()),
     "optim": {"decay_rule": "official"},
-    "data": {"flip_guard": False, "distinct_texts": False},
+    "data": {"flip_guard": False, "distinct_texts": False, "pixels": "exact"},
 }
 
 

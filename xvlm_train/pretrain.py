@@ -22,6 +22,7 @@ DEFAULT_PRESET = "tiny"
 
 @click.command("pretrain")
 @click.option("--manifest", "shared", multiple=True, help="Manifest for both streams; repeatable.")
+@click.option("--recipe", help="YAML file that names the manifests of both streams, and shares.")
 @click.option("--image-text", multiple=True, help="Manifest for this stream only; repeatable.")
 @click.option("--multi-grained", multiple=True, help="Manifest for this stream only; repeatable.")
 @click.option("--val-manifest", "held_out", multiple=True, help="Held-out manifest; repeatable.")
@@ -61,6 +62,7 @@ DEFAULT_PRESET = "tiny"
 @click.option("--print-config", is_flag=True, help="Print the whole configuration, and stop.")
 def pretrain_command(
     shared: tuple[str, ...],
+    recipe: str | None,
     image_text: tuple[str, ...],
     multi_grained: tuple[str, ...],
     held_out: tuple[str, ...],
@@ -85,10 +87,15 @@ def pretrain_command(
         --val-manifest manifests/coco_val --out runs/first
     xvlm-train pretrain --preset base --image-text manifests/cc3m --multi-grained manifests/vg \\
         --out runs/base --set optim.lr=2e-4
+    xvlm-train pretrain --preset base --recipe manifests/4m.yaml --out runs/4m
     xvlm-train pretrain --resume runs/first
     torchrun --nproc_per_node 8 -m xvlm_train pretrain --preset base …
     """
-    settings = [*overrides, *([f"train.steps={steps}"] if steps is not None else [])]
+    settings = [
+        *_of_recipe(recipe),
+        *overrides,
+        *([f"train.steps={steps}"] if steps is not None else []),
+    ]
     if same_text_negatives is not None:
         settings.append(f"parity.same_text_negatives={same_text_negatives}")
     official = parity == "official"
@@ -110,7 +117,7 @@ def pretrain_command(
     world = distributed.start(config.train.device)
     console = Console(stderr=True, highlight=False, soft_wrap=True, quiet=not world.is_main)
     given = Inputs(
-        shared=_absolute(shared),
+        shared=_absolute((*shared, recipe) if recipe else shared),
         image_text=_absolute(image_text),
         multi_grained=_absolute(multi_grained),
         held_out=_absolute(held_out),
@@ -133,6 +140,16 @@ def pretrain_command(
         console.print(f"stopped after step {done}; go on with: {RESUME} {folder}")
         sys.exit(130)
     console.print(f"done: {done} steps, {folder}")
+
+
+def _of_recipe(recipe: str | None) -> list[str]:
+    """Settings that a recipe has an opinion of; ``--set`` has the last word."""
+    if recipe is None:
+        return []
+    from xvlm_data.recipe import read_recipe
+
+    share = read_recipe(Path(recipe)).streams.multi_grained.probability
+    return [f"train.iter_perc={share}"]
 
 
 def _absolute(specs: tuple[str, ...]) -> list[str]:

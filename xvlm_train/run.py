@@ -17,6 +17,7 @@ from xvlm_data.errors import UserError
 from xvlm_data.manifest import Manifest, open_manifest
 from xvlm_train.config import PretrainConfig, dump_config
 from xvlm_train.data.batch import Batch
+from xvlm_train.data.entries import find_recipe, recipe_entries
 from xvlm_train.data.evaluation import EvalSet
 from xvlm_train.data.loader import batches
 from xvlm_train.data.stream import Stream
@@ -80,6 +81,7 @@ class Objective(nn.Module):
         share = 1 / part[1].parts if part else 1
         values["matching_accuracy"] = matching_accuracy(outputs) * share
         values["temperature"] = outputs.temperature.detach() * share
+        values["fill"] = values["total"].detach().new_full((), batch.fill * share)
         return values
 
     def whole(self, parts: Sequence[Batch], begin: Callable[[int], None]) -> Whole:
@@ -193,10 +195,13 @@ class Run:
         names = [IMAGE_TEXT] + [MULTI_GRAINED] * (self.config.train.iter_perc > 0)
         streams = {}
         for name in names:
-            explicit = bool(getattr(self.inputs, name))
+            recipe = find_recipe(getattr(self.inputs, name) or self.inputs.shared)
+            explicit = bool(recipe or getattr(self.inputs, name))
             try:
                 streams[name] = Stream(
-                    opened[name],
+                    recipe_entries(recipe, self.inputs.image_root)[name]
+                    if recipe
+                    else opened[name],
                     self.config.data,
                     self.tokenizer,
                     self.model.grid,
@@ -373,7 +378,10 @@ def _open_all(inputs: Inputs) -> dict[str, list[Manifest]]:
         UserError: one of them is missing, damaged or empty.
     """
 
-    def opened(specs: Sequence[str]) -> list[Manifest]:
+    def opened(specs: Sequence[str], name: str = "") -> list[Manifest]:
+        if recipe := find_recipe(specs):
+            entries = recipe_entries(recipe, inputs.image_root)[name]
+            return list(dict.fromkeys(entry.manifest for entry in entries))
         manifests = [open_manifest(spec, image_root=inputs.image_root) for spec in specs]
         for spec, manifest in zip(specs, manifests, strict=True):
             if not len(manifest):
@@ -383,8 +391,8 @@ def _open_all(inputs: Inputs) -> dict[str, list[Manifest]]:
         return manifests
 
     return {
-        IMAGE_TEXT: opened(inputs.image_text or inputs.shared),
-        MULTI_GRAINED: opened(inputs.multi_grained or inputs.shared),
+        IMAGE_TEXT: opened(inputs.image_text or inputs.shared, IMAGE_TEXT),
+        MULTI_GRAINED: opened(inputs.multi_grained or inputs.shared, MULTI_GRAINED),
         "held_out": opened(inputs.held_out),
     }
 

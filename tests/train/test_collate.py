@@ -185,7 +185,7 @@ def test_boxes_of_a_sample_lie_on_their_pixels(tmp_path: Path) -> None:
     for seed in range(60):
         sample = multi_grained_sample(only, config, rng(seed))
         for text, (cx, cy, w, h) in zip(sample.texts, sample.boxes * 128, strict=True):
-            channel = sample.pixels[list(colours).index(text)]
+            channel = sample.pixels[:, :, list(colours).index(text)]
             ys, xs = np.nonzero(channel >= 128)
             found = (xs.min(), ys.min(), xs.max() + 1, ys.max() + 1)
             expected = (cx - w / 2, cy - h / 2, cx + w / 2, cy + h / 2)
@@ -217,7 +217,7 @@ def test_left_and_right_are_never_mirrored_unless_allowed(
         number = 0
         for seed in range(60):
             pixels = make(only, config, rng(seed)).pixels
-            number += pixels[0, :, 0].mean() < pixels[0, :, -1].mean()
+            number += pixels[:, 0, 0].mean() < pixels[:, -1, 0].mean()
         return number / 60
 
     assert mirrored("a cup to the LEFT.", guard=True) == 0
@@ -251,7 +251,8 @@ def test_an_image_text_batch(tmp_path: Path) -> None:
     manifest = write(tmp_path / "m.parquet", captioned(12))
     batch = Stream([manifest], CONFIG, TOKENIZER, GRID, multi_grained=False).batch(0)
     assert batch.images.shape == (6, 3, 64, 64)
-    assert batch.images.dtype == torch.float32
+    assert batch.images.dtype == torch.uint8
+    assert batch.to("cpu").images.dtype == torch.float32
     assert batch.image_index.tolist() == list(range(6))
     assert batch.patch_mask.shape == (6, 17)
     assert batch.patch_mask.all()
@@ -324,4 +325,4 @@ def test_pixels_of_a_flat_image_survive_the_way_to_the_batch(tmp_path: Path) -> 
     mean = torch.tensor([0.48145466, 0.4578275, 0.40821073])
     std = torch.tensor([0.26862954, 0.26130258, 0.27577711])
     expected = (torch.tensor(colour) / 255 - mean) / std
-    assert torch.allclose(batch.images.mean(dim=(0, 2, 3)), expected, atol=0.03)
+    assert torch.allclose(batch.to("cpu").images.mean(dim=(0, 2, 3)), expected, atol=0.03)

@@ -63,6 +63,7 @@ def test_official_parity_sets_every_switch() -> None:
         "optim.decay_rule",
         "data.flip_guard",
         "data.distinct_texts",
+        "data.pixels",
     }
     overridden = load_config("base", official=True, overrides=["data.flip_guard=true"])
     assert overridden.data.flip_guard and not overridden.data.distinct_texts

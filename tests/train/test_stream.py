@@ -1,10 +1,12 @@
 from __future__ import annotations
 
+import math
 import pickle
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import fields, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -29,8 +31,8 @@ from xvlm_train.data.batch import Batch
 from xvlm_train.data.config import DataConfig
 from xvlm_train.data.evaluation import EvalSet, unmistakable_phrases
 from xvlm_train.data.loader import batches
-from xvlm_train.data.order import Order, generator
-from xvlm_train.data.rows import COLUMNS, RowGroup, count_rows, read_rows
+from xvlm_train.data.order import Mixture, Order, generator
+from xvlm_train.data.rows import COLUMNS, Reads, Row, RowGroup, count_concepts, read_rows
 from xvlm_train.data.stream import Stream
 
 GRID = (2, 2)
@@ -68,43 +70,97 @@ def ids(found: Iterable[Batch]) -> list[str]:
 # Order
 
 
+def order(
+    counts: Iterable[int], batch: int = 1, *, pool: int = 2, lanes: int = 3, **more: int
+) -> Order:
+    listed = np.array(list(counts), dtype=np.int64)
+    given = {"seed": 0, "stream": 0} | more
+    return Order(listed, batch, pool_groups=pool, lanes=lanes, **given)
+
+
+def epoch_of(order: Order, epoch: int) -> list[tuple[int, int]]:
+    """Every row of an epoch, in the order of steps and slots."""
+    slots = np.arange(order.batch)
+    places = [p for step in range(order.steps) for p in order.places(step, slots).tolist()]
+    return [order.locate(epoch, place) for place in places]
+
+
 @settings(max_examples=60)
 @given(
-    counts=st.lists(st.integers(0, 9), min_size=1, max_size=12).filter(any),
+    counts=st.lists(st.integers(0, 9), min_size=1, max_size=30).filter(any),
     pool=st.integers(1, 5),
+    lanes=st.integers(1, 5),
+    share=st.floats(0.01, 1),
     epoch=st.integers(0, 1000),
     seed=st.integers(0, 2**40),
 )
-def test_an_epoch_is_a_permutation_of_the_usable_rows(
-    counts: list[int], pool: int, epoch: int, seed: int
+def test_an_epoch_shows_rows_once_and_all_but_what_fills_no_batch(
+    counts: list[int], pool: int, lanes: int, share: float, epoch: int, seed: int
 ) -> None:
-    order = Order(np.array(counts), pool, seed, 0)
-    rows = [order.locate(epoch, position) for position in range(len(order))]
-    assert sorted(rows) == [(g, n) for g, count in enumerate(counts) for n in range(count)]
+    batch = max(1, round(share * sum(counts)))
+    found = order(counts, batch, pool=pool, lanes=lanes, seed=seed)
+    rows = epoch_of(found, epoch)
+    assert len(rows) == len(set(rows)) == sum(counts) // batch * batch
+    assert set(rows) <= {(g, n) for g, count in enumerate(counts) for n in range(count)}
+    # A pool's row groups are those that its rows lie in, and few.
+    for place in range(found.rows):
+        groups = found.groups(epoch, found.pool_of(epoch, place))
+        assert found.locate(epoch, place)[0] in groups
+        assert len(groups) <= pool + 1
+
+
+def test_lanes_cover_wide_batches_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("xvlm_train.data.order.LANE_ROWS", 4)
+    found = order([5] * 40, batch=13, pool=2, lanes=3)
+    assert (found.across, found.along) == (3, 3)
+    rows = epoch_of(found, 0)
+    assert len(set(rows)) == len(rows) == 195
+    slots = np.arange(13)
+    lanes = [{found.lane_of(p) for p in found.places(step, slots)} for step in range(6)]
+    # Steps take turns among lanes, and parts of a batch have lanes of their own.
+    assert lanes == [{0, 1, 2}, {3, 4, 5}, {6, 7, 8}] * 2
 
 
 def test_epochs_streams_and_seeds_differ_and_access_is_random() -> None:
-    def rows(order: Order, epoch: int) -> list[tuple[int, int]]:
-        return [order.locate(epoch, position) for position in range(40)]
-
     counts = np.full(10, 4)
-    order = Order(counts, 3, 0, 0)
-    orders = [rows(order, epoch) for epoch in range(4)]
-    orders += [rows(Order(counts, 3, 1, 0), 0), rows(Order(counts, 3, 0, 1), 0)]
+    first = order(counts)
+    orders = [epoch_of(first, epoch) for epoch in range(4)]
+    orders += [epoch_of(order(counts, seed=1), 0), epoch_of(order(counts, stream=1), 0)]
     assert len({tuple(o) for o in orders}) == 6
     # Reading backwards from a copy in another process finds the same rows.
-    copy = pickle.loads(pickle.dumps(order))
-    backwards = [copy.locate(3, position) for position in reversed(range(40))]
+    copy = pickle.loads(pickle.dumps(first))
+    slots = np.arange(1)
+    backwards = [copy.locate(3, int(copy.places(step, slots)[0])) for step in reversed(range(40))]
     assert backwards[::-1] == orders[3]
 
 
 def test_rows_are_mixed_over_the_groups_of_a_pool_and_only_of_it() -> None:
-    order = Order(np.full(8, 50), 4, 0, 0)
-    groups = [order.locate(0, position)[0] for position in range(400)]
+    groups = [group for group, _ in epoch_of(order([50] * 8, pool=4, lanes=1), 0)]
     first, second = set(groups[:200]), set(groups[200:])
     assert len(first) == len(second) == 4
     assert not first & second
     assert len(set(groups[:20])) == 4
+
+
+@settings(max_examples=60)
+@given(
+    counts=st.lists(st.integers(1, 9), min_size=1, max_size=20),
+    batch=st.integers(1, 20),
+    lanes=st.integers(1, 4),
+    data=st.data(),
+)
+def test_stand_ins_are_of_no_slot_of_the_batch_and_of_one_slot_only(
+    counts: list[int], batch: int, lanes: int, data: st.DataObject
+) -> None:
+    found = order(counts, min(batch, sum(counts)), pool=1, lanes=lanes)
+    step = data.draw(st.integers(0, found.steps - 1))
+    own = found.places(step, np.arange(found.batch)).tolist()
+    others = [found.stand_ins(step, slot, 4) for slot in range(found.batch)]
+    listed = [place for places in others for place in places]
+    assert len(set(own + listed)) == len(own) + len(listed)
+    assert all(0 <= place < found.rows for place in listed)
+    if found.rows >= 2 * found.batch:
+        assert all(others)
 
 
 def test_the_generator_depends_on_each_of_its_five_numbers() -> None:
@@ -117,7 +173,48 @@ def test_the_generator_depends_on_each_of_its_five_numbers() -> None:
     assert generator(*base).integers(2**63) in draws
 
 
+@settings(max_examples=60)
+@given(
+    shares=st.lists(st.floats(0.01, 100), min_size=1, max_size=6),
+    batch=st.integers(1, 200),
+    step=st.integers(0, 10**7),
+)
+def test_every_batch_has_each_source_by_its_share(
+    shares: list[float], batch: int, step: int
+) -> None:
+    wanted = np.array(shares) / sum(shares) * batch
+    mixture = Mixture(np.array(shares), batch)
+    sources, numbers = mixture.slots(step)
+    for s in range(len(shares)):
+        own = np.sort(numbers[sources == s])
+        assert own.tolist() == list(range(len(own)))
+        assert math.floor(wanted[s] - 1e-6) <= len(own) <= mixture.most[s]
+        assert mixture.most[s] <= math.ceil(wanted[s] + 1e-6)
+
+
+def test_shares_are_exact_in_the_long_run_and_in_the_parts_of_a_batch() -> None:
+    shares = np.array([0.61, 0.3, 0.07, 0.02])
+    mixture = Mixture(shares, 12)
+    counts = sum(np.bincount(mixture.slots(k)[0], minlength=4) for k in range(5000))
+    assert counts / 60000 == pytest.approx(shares, abs=1e-4)
+    whole = Mixture(shares, 1024).slots(7)[0]
+    for part in np.split(whole, 8):
+        assert np.abs(np.bincount(part, minlength=4) - 128 * shares).max() <= 2
+
+
 # Rows
+
+
+def texts(row: Row) -> list[str]:
+    return [row.text(k) for k in range(len(row))]
+
+
+def attributes(row: Row) -> list[list[str]]:
+    return [row.attributes(k) for k in range(len(row))]
+
+
+def kinds(row: Row) -> list[str]:
+    return [row.granularity(k) for k in range(len(row))]
 
 
 def test_rows_come_back_as_written(tmp_path: Path) -> None:
@@ -131,9 +228,9 @@ def test_rows_come_back_as_written(tmp_path: Path) -> None:
             assert got.id == want["id"]
             assert got.image["bytes"] == want["image"]["bytes"]
             assert (got.width, got.height) == (64, 48)
-            assert got.texts == [c["text"] for c in want["concepts"]]
-            assert got.attributes == [c["attributes"] for c in want["concepts"]]
-            assert got.granularity == [c["granularity"] for c in want["concepts"]]
+            assert texts(got) == [c["text"] for c in want["concepts"]]
+            assert attributes(got) == [c["attributes"] for c in want["concepts"]]
+            assert kinds(got) == [c["granularity"] for c in want["concepts"]]
             assert got.boxes == pytest.approx(np.array([c["box"] for c in want["concepts"]]))
 
 
@@ -147,15 +244,16 @@ def test_nulls_in_a_row_do_not_shift_its_neighbours(tmp_path: Path) -> None:
     group = RowGroup(
         write(tmp_path / "m.parquet", rows, row_group_size=9).read_row_group(0, 0, COLUMNS)
     )
-    assert group.row(1).texts == []
-    assert group.row(2).texts == [""]
+    assert texts(group.row(1)) == []
+    assert texts(group.row(2)) == [""]
     assert np.isnan(group.row(2).boxes).all()
-    assert group.row(2).attributes == [[]]
-    assert group.row(3).texts == ["four"]
+    assert attributes(group.row(2)) == [[]]
+    assert texts(group.row(3)) == ["four"]
     assert group.row(3).boxes == pytest.approx(np.full((1, 4), 0.4))
-    assert group.row(3).attributes == [["x"]]
-    assert group.with_any(["region", "object"]).tolist() == [0, 3]
-    assert group.with_any(["image"]).tolist() == [0, 2]
+    assert attributes(group.row(3)) == [["x"]]
+    assert group.usable(Reads(("region", "object"))).tolist() == [0, 3]
+    assert group.usable(Reads(("image",))).tolist() == [0, 2]
+    assert group.usable(Reads(("object",), ("image",))).tolist() == [0, 2, 3]
 
 
 def test_manifests_of_other_writers_are_read(tmp_path: Path) -> None:
@@ -172,31 +270,35 @@ def test_manifests_of_other_writers_are_read(tmp_path: Path) -> None:
     schema = schema.set(place, pa.field("concepts", pa.large_list(loose)))
     written = boxed(3)
 
-    def read() -> tuple[dict[tuple[str, ...], int], RowGroup]:
+    def read() -> tuple[tuple[int, int, set[str]], RowGroup]:
         table = pa.Table.from_pylist(written, schema=schema)
         pq.write_table(table, tmp_path / "m.parquet", use_compliant_nested_type=False)
         manifest = open_manifest(tmp_path / "m.parquet")
-        return count_rows(manifest, 0, 0), read_rows(manifest, 0, 0)
+        return count_concepts(manifest, 0, 0, Reads(("region",))), read_rows(manifest, 0, 0)
 
     counts, rows = read()
-    assert counts == {("image", "region", "object"): 3}
+    assert counts == (3, 12, {"image", "region", "object"})
     last = written[2]["concepts"]
     assert rows.row(2).boxes == pytest.approx(np.array([c["box"] for c in last]))
-    assert rows.row(2).granularity == [c["granularity"] for c in last]
+    assert kinds(rows.row(2)) == [c["granularity"] for c in last]
     written[1]["concepts"][0]["box"] = [0.5, 0.5]
     with pytest.raises(UserError, match="breaks the schema"):
         read()
 
 
-def test_rows_are_counted_by_what_they_have(tmp_path: Path) -> None:
+def test_rows_and_texts_are_counted_by_what_is_read(tmp_path: Path) -> None:
     rows = [*captioned(3), *boxed(2, 3), row(9, [concept("r", (0.5, 0.5, 0.1, 0.1), "region")])]
     manifest = write(tmp_path / "m.parquet", [*rows, row(10, [])], row_group_size=100)
-    assert count_rows(manifest, 0, 0) == {
-        (): 1,
-        ("image",): 3,
-        ("region",): 1,
-        ("image", "region", "object"): 2,
-    }
+
+    def count(*names: str, **more: Any) -> tuple[int, int]:
+        return count_concepts(manifest, 0, 0, Reads(names, **more))[:2]
+
+    assert count("image") == (5, 5)
+    assert count("region") == (3, 5)
+    assert count("region", largest=1) == (3, 3)
+    assert count("region", "object") == (3, 7)
+    assert count("image", otherwise=("region",)) == (6, 6)
+    assert count_concepts(manifest, 0, 0, Reads(("image",)))[2] == {"image", "region", "object"}
 
 
 # Streams
@@ -384,11 +486,23 @@ def test_manifests_a_stream_cannot_use(tmp_path: Path) -> None:
         lenient(good, empty)
 
 
-def test_the_cache_of_row_groups_is_bounded(tmp_path: Path) -> None:
-    source = stream(write(tmp_path / "m.parquet", captioned(60), row_group_size=3))
-    for step in range(30):
-        source.batch(step)
-        assert len(source._cache) <= SMALL.pool_groups + 1
+def test_memory_is_the_row_groups_of_the_pools_that_are_read(tmp_path: Path) -> None:
+    config = replace(SMALL, pool_groups=3, lanes=2)
+    manifest = write(tmp_path / "m.parquet", captioned(180), row_group_size=2)
+
+    def most(every: int, prefetch: bool) -> int:
+        source, groups = stream(manifest, config), 0
+        for step in range(0, 100, every):
+            source.batch(step)
+            if prefetch:
+                source.prefetch(step + every)
+            groups = max(groups, len(source._pools))
+        return groups
+
+    # Two pools while a batch goes from one to the other, each cut at both ends; once more ahead.
+    assert 4 <= most(2, prefetch=False) <= 2 * 4
+    assert 8 <= most(1, prefetch=False) <= 2 * 2 * 4
+    assert most(1, prefetch=True) <= 2 * 3 * 4
 
 
 @pytest.mark.parametrize(

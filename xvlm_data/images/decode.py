@@ -7,6 +7,7 @@ replaced sample at training time.
 from __future__ import annotations
 
 import io
+import os
 import re
 import warnings
 from dataclasses import dataclass
@@ -58,8 +59,10 @@ def read_bytes(path: Path, limits: Limits = DEFAULT_LIMITS) -> bytes:
         ImageError: missing_image, empty_image or image_too_big.
     """
     try:
-        with path.open("rb") as file:
-            data = file.read(limits.max_bytes + 1)
+        with path.open("rb", buffering=0) as file:
+            # Asked for more than there is, Python would set aside all that memory first.
+            size = os.fstat(file.fileno()).st_size
+            data = file.read(min(size, limits.max_bytes) + 1)
     except (FileNotFoundError, NotADirectoryError):
         raise ImageError("missing_image", f"{path}: no such file") from None
     except OSError as error:

@@ -12,6 +12,10 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from xvlm_train.data.augment import Drawn
+from xvlm_train.data.augment_device import rand_augment_batch
+from xvlm_train.data.transforms import normalise
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class HostText:
@@ -39,7 +43,8 @@ class Batch:
     """
 
     images: Tensor
-    """[I, 3, R, R] float32, normalised with CLIP's mean and standard deviation."""
+    """[I, 3, R, R] uint8 as decoded; on the device (:meth:`to`) float32, normalised with CLIP's
+    mean and standard deviation. Channels last in memory."""
     image_index: Tensor
     """[B] int64: the image each concept belongs to."""
     patch_mask: Tensor
@@ -64,6 +69,12 @@ class Batch:
     """Manifest ids of the I images."""
     skipped: dict[str, int] = field(default_factory=dict)
     """Rows and concepts that could not be used for this batch, by reason."""
+    fill: float = 1.0
+    """Texts there are, as a share of those there is room for."""
+    to_augment: dict[str, list[Drawn]] = field(default_factory=dict)
+    """Operations that are left to the device, by record."""
+    magnitude: int = 0
+    """Of them, 0 to 10."""
 
     host: HostText = field(init=False, repr=False, compare=False)
     """Known without asking the device, where the batch was made on the host."""
@@ -72,12 +83,20 @@ class Batch:
         self.host = HostText(self.text_mask.sum(1).cpu().numpy(), self.masked_labels.cpu().numpy())
 
     def to(self, device: torch.device | str, non_blocking: bool = True) -> Batch:
-        """The same batch on another device."""
+        """The same batch on the device that computes, its images normalised there.
+
+        Bytes travel, a quarter of what floats would; arithmetic is the device's.
+        """
         moved = copy(self)
         for item in fields(self):
             value = getattr(self, item.name)
             if isinstance(value, Tensor):
                 setattr(moved, item.name, value.to(device, non_blocking=non_blocking))
+        if self.images.dtype is torch.uint8:
+            if self.to_augment:
+                drawn = [self.to_augment.get(record, []) for record in self.record_ids]
+                moved.images = rand_augment_batch(moved.images, drawn, self.magnitude)
+            moved.images = normalise(moved.images)
         return moved
 
     def parts(self, count: int) -> list[Batch]:

@@ -6,7 +6,6 @@ from collections import Counter
 from collections.abc import Sequence
 
 import numpy as np
-import numpy.typing as npt
 import torch
 
 from xvlm_train.data.batch import Batch
@@ -14,7 +13,7 @@ from xvlm_train.data.config import DataConfig
 from xvlm_train.data.masking import Ids, mask_tokens
 from xvlm_train.data.samples import Sample
 from xvlm_train.data.tokenizer import Tokenizer
-from xvlm_train.data.transforms import normalise, patch_mask
+from xvlm_train.data.transforms import patch_mask
 
 
 def texts_per_image(available: Sequence[int], budget: int) -> list[int]:
@@ -75,25 +74,38 @@ def collate(
     whole = np.concatenate([s.whole_image[:n] for s, n in zip(samples, counts, strict=True)])
     inside = patch_mask(boxes, grid)
     inside[whole] = True
+    lengths = np.array([len(row) for row in ids])
+    total = Counter(skipped or ())
+    for sample in samples:
+        total.update(sample.skipped)
     return Batch(
-        images=torch.from_numpy(normalise(np.stack([s.pixels for s in samples]))),
+        images=_images(samples),
         image_index=torch.from_numpy(np.repeat(np.arange(len(samples)), counts)),
         patch_mask=torch.from_numpy(inside),
-        text_ids=torch.from_numpy(_padded(ids, tokenizer.pad_id)),
-        text_mask=torch.from_numpy(_padded([np.ones_like(row) for row in ids], 0)),
-        masked_ids=torch.from_numpy(_padded([m.ids for m in masked], tokenizer.pad_id)),
+        text_ids=torch.from_numpy(_padded(ids, lengths, tokenizer.pad_id)),
+        text_mask=torch.from_numpy((np.arange(lengths.max()) < lengths[:, None]).astype(np.int64)),
+        masked_ids=torch.from_numpy(_padded([m.ids for m in masked], lengths, tokenizer.pad_id)),
         masked_positions=torch.from_numpy(np.stack([m.positions for m in masked])),
         masked_labels=torch.from_numpy(np.stack([m.labels for m in masked])),
         boxes=torch.from_numpy(boxes),
         whole_image=torch.from_numpy(whole),
         multi_grained=multi_grained,
         record_ids=[s.record_id for s in samples],
-        skipped=dict(sum((s.skipped for s in samples), Counter(skipped or ()))),
+        skipped=dict(total),
+        to_augment={s.record_id: s.to_augment for s in samples if s.to_augment},
+        magnitude=config.randaugment_m,
+        fill=len(ids) / (config.max_texts if multi_grained else config.batch_size),
     )
 
 
-def _padded(rows: Sequence[Ids], fill: int) -> npt.NDArray[np.int64]:
-    out = np.full((len(rows), max(len(row) for row in rows)), fill, dtype=np.int64)
-    for place, row in zip(out, rows, strict=True):
-        place[: len(row)] = row
+def _images(samples: Sequence[Sample]) -> torch.Tensor:
+    """``[I, 3, R, R]`` uint8; channels last in memory, as decoders write them."""
+    stacked = torch.from_numpy(np.stack([s.pixels for s in samples]))
+    return stacked.permute(0, 3, 1, 2)
+
+
+def _padded(rows: Sequence[Ids], lengths: Ids, fill: int) -> Ids:
+    """``[B, longest]``: the rows, one below the other."""
+    out = np.full((len(rows), lengths.max()), fill, dtype=np.int64)
+    out[np.arange(out.shape[1]) < lengths[:, None]] = np.concatenate(rows)
     return out

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 from xvlm_data.errors import UserError
 
@@ -47,14 +48,23 @@ class DataConfig:
     randaugment_n: int = 2
     randaugment_m: int = 7
     randaugment_prob: float = 0.5
+    #: Carry the operations out on the device that trains, batch by batch, not in the loader.
+    augment_on_device: bool = False
+    #: How pixels are made. fast: JPEG decoded at a fraction of its size where the crop is large
+    #: enough, resized in SIMD. exact: decoded whole and resized by Pillow, as the original does.
+    pixels: Literal["fast", "exact"] = "fast"
 
     #: One concept a text in an image: two equal texts would be false negatives of each other.
     distinct_texts: bool = True
     #: Region texts stand in as captions of images that have none (the paper's use of VG).
     region_as_caption: bool = False
 
-    #: Row groups that are shuffled together; a loader worker holds at most one more than this.
-    pool_groups: int = 8
+    #: Row groups that are shuffled together, and lanes of a stream that steps read in turn. All
+    #: workers together hold pool_groups x lanes row groups (32 MB each where images are embedded)
+    #: for each 128 images of the global batch, and one pool more a lane for a moment; best with a
+    #: number of workers that divides lanes, or a multiple of it.
+    pool_groups: int = 4
+    lanes: int = 4
     seed: int = 0
     #: Loader processes; 0 loads in the training process. The batches are the same for any number.
     workers: int = 2
@@ -73,6 +83,7 @@ class DataConfig:
             "randaugment_n": 0,
             "randaugment_m": 0,
             "pool_groups": 1,
+            "lanes": 1,
             "seed": 0,
             "workers": 0,
         }

@@ -53,7 +53,7 @@ class EvalItem:
     @property
     def image(self) -> torch.Tensor:
         """``[3, R, R]`` float32, normalised as in training."""
-        return torch.from_numpy(normalise(self.pixels))
+        return normalise(torch.from_numpy(self.pixels))
 
 
 class EvalSet:
@@ -116,8 +116,9 @@ class EvalSet:
         image = load_row_image(row.image, row.width, row.height)
         captions = [
             cleaned
-            for text, kind in zip(row.texts, row.granularity, strict=True)
-            if kind == IMAGE and (cleaned := clean_text(text, self._config.max_words))
+            for k in range(len(row))
+            if row.granularity(k) == IMAGE
+            and (cleaned := clean_text(row.text(k), self._config.max_words))
         ]
         return EvalItem(
             record_id=row.id,
@@ -137,11 +138,12 @@ def unmistakable_phrases(row: Row, max_words: int) -> list[Phrase]:
     """
     names: dict[str, list[int]] = {}
     own: list[tuple[int, list[str]]] = []
-    for i, (text, kind) in enumerate(zip(row.texts, row.granularity, strict=True)):
+    for i in range(len(row)):
+        text, kind = row.text(i), row.granularity(i)
         cleaned = clean_text(text, max_words)
         if kind == IMAGE or not cleaned or not _is_box(row.boxes[i]):
             continue
-        attributes = row.attributes[i] if kind == OBJECT else []
+        attributes = row.attributes(i) if kind == OBJECT else []
         described = [clean_text(f"{item} {text}", max_words) for item in attributes]
         own.append((i, described or [cleaned]))
         for name in {cleaned, *described}:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
+from collections import deque
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, fields, replace
@@ -44,8 +45,10 @@ def batches(
     """
     workers = stream.config.workers
     if workers == 0:
-        for step in steps:
+        for step, later in _with_later(steps, 1):
             batch = stream.batch(step, rank, world)
+            if later is not None:
+                stream.prefetch(later, rank, world)
             yield _pinned(batch) if pin_memory else batch
         return
     context = multiprocessing.get_context("forkserver")
@@ -53,7 +56,7 @@ def batches(
     loader = DataLoader(
         _Steps(stream, rank, world),
         batch_size=None,
-        sampler=steps,
+        sampler=_with_later(steps, workers),
         num_workers=workers,
         prefetch_factor=PREFETCH,
         pin_memory=pin_memory,
@@ -85,13 +88,28 @@ class _Delivery:
         return self if self.batch is None else replace(self, batch=_pinned(self.batch))
 
 
+def _with_later(steps: Iterable[int], ahead: int) -> Iterator[tuple[int, int | None]]:
+    """Each step, and the one that the same worker will be given after it."""
+    coming: deque[int] = deque()
+    for step in steps:
+        coming.append(step)
+        if len(coming) > ahead:
+            yield coming.popleft(), step
+    for step in coming:
+        yield step, None
+
+
 class _Steps(Dataset[_Delivery]):
     def __init__(self, stream: Stream, rank: int, world: int) -> None:
         self.stream, self.rank, self.world = stream, rank, world
 
-    def __getitem__(self, step: int) -> _Delivery:
+    def __getitem__(self, steps: tuple[int, int | None]) -> _Delivery:
+        step, later = steps
         try:
-            return _Delivery(batch=self.stream.batch(step, self.rank, self.world))
+            delivery = _Delivery(batch=self.stream.batch(step, self.rank, self.world))
+            if later is not None:
+                self.stream.prefetch(later, self.rank, self.world)
+            return delivery
         except UserError as error:
             return _Delivery(error=str(error))
 
@@ -107,11 +125,13 @@ def _pinned(batch: Batch) -> Batch:
 
 def _one_thread(worker: int) -> None:
     """One core a worker: the number of workers, not each library, decides how many are used."""
+    import cv2
     import pyarrow as pa
 
     # A terminal's Ctrl-C reaches the workers too, but the run still needs them to end in order.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     torch.set_num_threads(1)
+    cv2.setNumThreads(1)
     pa.set_cpu_count(1)
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     with suppress(OSError):

@@ -62,35 +62,44 @@ def mask_tokens(
         mask_prob: share of the tokens, [CLS] counted.
         max_masks: most tokens chosen, and the number of slots returned.
     """
-    wanted = min(max_masks, max(1, round(mask_prob * len(ids))), len(ids) - 1)
-    chosen = _choose(vocabulary.continues[ids], wanted, rng)
-
+    length = len(ids)
+    wanted = min(max_masks, max(1, round(mask_prob * length)), length - 1)
+    # All numbers at once, as Python's: a text is short, and each call of NumPy has its price.
+    order, growth, fates, replacements = rng.random((4, length)).tolist()
+    continues = vocabulary.continues[ids].tolist()
+    chosen = _choose(continues, wanted, order, growth, rng)
     masked = ids.copy()
-    fate = rng.random(len(chosen))
-    replacement = rng.choice(vocabulary.random_ids, size=len(chosen))
-    masked[chosen[fate < 0.8]] = vocabulary.mask_id
-    by_random = (fate >= 0.8) & (fate < 0.9)
-    masked[chosen[by_random]] = replacement[by_random]
-
     positions = np.zeros(max_masks, dtype=np.int64)
     labels = np.full(max_masks, IGNORE, dtype=np.int64)
     positions[: len(chosen)] = chosen
     labels[: len(chosen)] = ids[chosen]
+    for place in chosen:
+        if fates[place] < 0.8:
+            masked[place] = vocabulary.mask_id
+        elif fates[place] < 0.9:
+            number = int(replacements[place] * len(vocabulary.random_ids))
+            masked[place] = vocabulary.random_ids[number]
     return Masked(masked, positions, labels)
 
 
-def _choose(continues: npt.NDArray[np.bool_], wanted: int, rng: np.random.Generator) -> Ids:
+def _choose(
+    continues: list[bool],
+    wanted: int,
+    order: list[float],
+    growth: list[float],
+    rng: np.random.Generator,
+) -> list[int]:
     """``wanted`` places of a text, ascending; place 0 is [CLS]."""
     length = len(continues)
     chosen: set[int] = set()
-    for place in 1 + rng.permutation(length - 1):
+    for place in sorted(range(1, length), key=order.__getitem__):
         if len(chosen) >= wanted:
             break
         if place in chosen:
             continue
-        start, stop = int(place), int(place) + 1
-        if rng.random() < NGRAM_PROB:
-            stop = min(start + int(rng.integers(2, 4)), length)
+        start, stop = place, place + 1
+        if growth[place] < NGRAM_PROB:
+            stop = min(start + (2 if growth[place] < NGRAM_PROB / 2 else 3), length)
         while start > 1 and continues[start]:
             start -= 1
         while stop < length and continues[stop]:
@@ -100,4 +109,4 @@ def _choose(continues: npt.NDArray[np.bool_], wanted: int, rng: np.random.Genera
         if len(new) > room:
             new = rng.choice(new, size=room, replace=False).tolist()
         chosen.update(new)
-    return np.array(sorted(chosen), dtype=np.int64)
+    return sorted(chosen)

@@ -6,39 +6,58 @@ whatever ran before, in whichever process, so loader workers and resuming need n
 
 from __future__ import annotations
 
-from collections import Counter, OrderedDict
+from collections import Counter
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass
 
 import numpy as np
 
 from xvlm_data.errors import UserError
-from xvlm_data.images.decode import ImageError
+from xvlm_data.images.decode import ImageError, row_bytes
 from xvlm_data.manifest import Manifest
-from xvlm_data.schema import IMAGE, OBJECT, REGION
 from xvlm_train.data.batch import Batch
 from xvlm_train.data.collate import collate
 from xvlm_train.data.config import DataConfig
-from xvlm_train.data.order import SAMPLE, Order, generator
-from xvlm_train.data.rows import RowGroup, count_rows, read_rows
+from xvlm_train.data.entries import Entry, default_reads, find_sources
+from xvlm_train.data.order import SAMPLE, Mixture, Order, generator, turn
+from xvlm_train.data.pools import Key, Lane, Pools
+from xvlm_train.data.rows import Row, RowGroup, read_rows
 from xvlm_train.data.samples import BadRow, Sample, image_text_sample, multi_grained_sample
 from xvlm_train.data.tokenizer import Tokenizer
 
 #: Rows tried in the place of one that cannot be used, before the place stays empty.
 STAND_INS = 4
+#: Images fetched at once from an object store.
+FETCHES = 16
+
+
+@dataclass(frozen=True, slots=True)
+class _Slot:
+    """A slot of a batch: its number in its source's part, and the source's step."""
+
+    source: int
+    number: int
+    epoch: int
+    within: int
 
 
 class Stream:
     """Rows of some manifests as image-text or multi-grained batches.
 
     An epoch is ``steps_per_epoch`` batches in which no row comes twice; the rows that do not fill
-    a last batch wait for the next epoch, in a new order. A row that cannot be used (unreadable
-    image, no text, no box) is counted in ``Batch.skipped`` and replaced by the row at its place
-    in the next global batch; where there is none, the batch is smaller.
+    a last batch wait for the next epoch, in a new order. Where the entries have shares of their
+    own, each has its own epochs. A row that cannot be used (unreadable image, no text, no box) is
+    counted in ``Batch.skipped`` and replaced by the row at its place in another batch of the epoch;
+    where there is none, the batch is smaller.
 
-    Memory: ``config.pool_groups`` + 1 row groups a process, with image bytes where embedded.
+    Memory of a process: of each source, the row groups of the pools of the lanes that it reads,
+    and of one pool more for each of them that is about to end (:mod:`xvlm_train.data.order`); and
+    the batch itself.
 
     Args:
-        manifests: the rows of all of them are shuffled together.
+        entries: manifests, or entries of a recipe.
         config: see :class:`DataConfig`.
         tokenizer: for the texts.
         grid: the model's patches, (rows, columns).
@@ -54,7 +73,7 @@ class Stream:
 
     def __init__(
         self,
-        manifests: Sequence[Manifest],
+        entries: Sequence[Manifest | Entry],
         config: DataConfig,
         tokenizer: Tokenizer,
         grid: tuple[int, int],
@@ -66,40 +85,30 @@ class Stream:
         self.tokenizer = tokenizer
         self.grid = grid
         self.multi_grained = multi_grained
-        self.unused: list[str] = []
-        self._manifests = list(manifests)
-        self._granularities = usable_granularities(config, multi_grained)
-        self._groups: list[tuple[int, int, int]] = []
-        counts: list[int] = []
-        for m, manifest in enumerate(self._manifests):
-            manifest.require_images()
-            usable = self._count(manifest)
-            if not any(usable.values()):
-                problem = self._unusable(manifest)
-                if not skip_unusable or not len(manifest):
-                    raise problem
-                self.unused.append(_name(manifest))
-                continue
-            for (shard, group), rows in usable.items():
-                self._groups.append((m, shard, group))
-                counts.append(rows)
-        if not counts:
-            kind = "regions or objects" if multi_grained else "captions"
-            raise UserError(
-                f"no manifest has {kind} ({', '.join(self.unused) or 'none given'})",
-                "give one that has",
-            )
-        self._order = Order(
-            np.array(counts, dtype=np.int64), config.pool_groups, config.seed, int(multi_grained)
+        reads = default_reads(multi_grained, config.region_as_caption)
+        self.entries = [e if isinstance(e, Entry) else Entry(e, reads) for e in entries]
+        self.sources, self.unused = find_sources(
+            self.entries, multi_grained=multi_grained, lenient=skip_unusable
         )
-        self._cache: OrderedDict[int, tuple[RowGroup, np.ndarray]] = OrderedDict()
+        self._start()
+
+    def _start(self) -> None:
+        self._plans: dict[int, tuple[Mixture, list[Order]]] = {}
+        self._pools = Pools(self._load)
+        self._fetchers: ThreadPoolExecutor | None = None
+        self._generators: list[np.random.Generator] = []
 
     def __len__(self) -> int:
         """Usable rows."""
-        return len(self._order)
+        return sum(source.rows for source in self.sources)
 
     def __getstate__(self) -> dict[str, object]:
-        return {**self.__dict__, "_cache": OrderedDict()}  # workers read for themselves
+        own = ("_plans", "_pools", "_fetchers", "_generators")  # workers read for themselves
+        return {k: v for k, v in self.__dict__.items() if k not in own}
+
+    def __setstate__(self, state: dict[str, object]) -> None:
+        self.__dict__.update(state)
+        self._start()
 
     def rows_per_step(self, world: int = 1) -> int:
         """Rows one process takes a step: as configured, or fewer when the data is smaller.
@@ -116,7 +125,7 @@ class Stream:
         return rows
 
     def steps_per_epoch(self, world: int = 1) -> int:
-        """Batches of one process in which no row comes twice."""
+        """Batches of one process in which as many rows come as there are; not quite all of them."""
         return len(self) // (self.rows_per_step(world) * world)
 
     def batch(self, step: int, rank: int = 0, world: int = 1) -> Batch:
@@ -129,14 +138,21 @@ class Stream:
             UserError: no row of the batch, nor any that stood in, could be used.
             ManifestError: a manifest changed or broke after it was opened.
         """
-        rows = self.rows_per_step(world)
-        epoch, within = divmod(step, self.steps_per_epoch(world))
+        slots = self._slots(step, rank, world)
+        _, orders = self._plan(world)
+        places = self._places(slots, orders)
+        for lane, keys in self._lanes(slots, places, orders).items():
+            self._pools.open(lane, keys)
+        first = [self._row(s, p, orders) for s, p in zip(slots, places, strict=True)]
+        self._fetch([row for _, row in first])
         skipped: Counter[str] = Counter()
-        samples: list[Sample] = []
-        for slot in range(rank * rows, (rank + 1) * rows):
-            sample = self._sample(epoch, within * rows * world, slot, rows * world, skipped)
-            if sample is not None:
-                samples.append(sample)
+        samples = [
+            sample
+            for rng, slot, place, (entry, row) in zip(
+                self._chances(len(slots)), slots, places, first, strict=True
+            )
+            if (sample := self._sample(rng, slot, place, entry, row, orders, skipped)) is not None
+        ]
         if not samples:
             reasons = ", ".join(f"{reason} {n}" for reason, n in sorted(skipped.items()))
             raise UserError(
@@ -154,75 +170,139 @@ class Stream:
             skipped=skipped,
         )
 
-    def _sample(
-        self, epoch: int, first: int, slot: int, total: int, skipped: Counter[str]
-    ) -> Sample | None:
-        """The sample of one place of the global batch at ``first``, or of a row that stands in.
+    def prefetch(self, step: int, rank: int = 0, world: int = 1) -> None:
+        """Begin to read, beside other work, the row groups that :meth:`batch` will need."""
+        slots = self._slots(step, rank, world)
+        _, orders = self._plan(world)
+        for lane, keys in self._lanes(slots, self._places(slots, orders), orders).items():
+            self._pools.prefetch(lane, keys)
 
-        Stand-ins lie outside the global batch, different ones for every place of it, so that no
-        row can come twice in a batch, on whichever ranks.
-        """
-        spare = len(self) - total
-        positions = [first + slot]
-        for turn in range(STAND_INS):
-            beyond = slot + turn * total
-            if beyond < spare:
-                positions.append((first + total + beyond) % len(self))
-        make = multi_grained_sample if self.multi_grained else image_text_sample
-        for position in positions:
-            group, nth = self._order.locate(epoch, position)
-            rows, usable = self._row_group(group)
-            rng = generator(self.config.seed, int(self.multi_grained), SAMPLE, epoch, position)
-            try:
-                return make(rows.row(int(usable[nth])), self.config, rng)
-            except (BadRow, ImageError) as error:
-                skipped[error.reason] += 1
-        return None
-
-    def _row_group(self, number: int) -> tuple[RowGroup, np.ndarray]:
-        """A decoded row group and its usable rows, from a least-recently-used cache."""
-        if number in self._cache:
-            self._cache.move_to_end(number)
-            return self._cache[number]
-        while len(self._cache) > self.config.pool_groups:
-            self._cache.popitem(last=False)
-        manifest, shard, group = self._groups[number]
-        rows = read_rows(self._manifests[manifest], shard, group)
-        self._cache[number] = rows, rows.with_any(self._granularities)
-        return self._cache[number]
-
-    def _count(self, manifest: Manifest) -> dict[tuple[int, int], int]:
-        """Usable rows of each row group of a manifest; all that the index keeps in memory."""
-        usable = {}
-        for s, shard in enumerate(manifest.shards):
-            for g in range(len(shard.row_groups)):
-                counts = count_rows(manifest, s, g)
-                usable[s, g] = sum(
-                    n for present, n in counts.items() if set(present) & set(self._granularities)
-                )
-        return usable
-
-    def _unusable(self, manifest: Manifest) -> UserError:
-        name = _name(manifest)
-        if not len(manifest):
-            return UserError(f"manifest {name} is empty", "build it again; see its rejects")
-        if self.multi_grained:
-            return UserError(
-                f"manifest {name} has no regions or objects, so no boxes to learn from",
-                "give it to the image-text stream only, and one with boxes here",
+    def _plan(self, world: int) -> tuple[Mixture, list[Order]]:
+        """How a global batch is put together, and the order of each source."""
+        if world not in self._plans:
+            batch = self.rows_per_step(world) * world
+            shares = np.array([source.share for source in self.sources])
+            mixture = Mixture(shares, batch)
+            self._plans[world] = (
+                mixture,
+                [
+                    self._order(number, int(most), share)
+                    for number, (most, share) in enumerate(
+                        zip(mixture.most, shares / shares.sum(), strict=True)
+                    )
+                ],
             )
-        return UserError(
-            f"manifest {name} has no captions",
-            "give it to the multi-grained stream only, or set data.region_as_caption",
+        return self._plans[world]
+
+    def _order(self, number: int, batch: int, share: float) -> Order:
+        source = self.sources[number]
+        if source.rows < batch:
+            raise UserError(
+                f"{source.name} has {source.rows} usable rows, and {batch} in every batch",
+                "give it a lower weight, or take smaller batches",
+            )
+        return Order(
+            source.counts,
+            batch,
+            pool_groups=max(1, round(self.config.pool_groups * share)),
+            lanes=self.config.lanes,
+            seed=self.config.seed,
+            stream=self._stream(number),
         )
 
+    def _stream(self, source: int) -> int:
+        """A number of its own for the chance of each source of each stream."""
+        return 2 * source + self.multi_grained
 
-def usable_granularities(config: DataConfig, multi_grained: bool) -> tuple[str, ...]:
-    """The granularities of which a row must have one to feed a stream."""
-    if multi_grained:
-        return REGION, OBJECT
-    return (IMAGE, REGION) if config.region_as_caption else (IMAGE,)
+    def _slots(self, step: int, rank: int, world: int) -> list[_Slot]:
+        mixture, orders = self._plan(world)
+        rows = self.rows_per_step(world)
+        sources, numbers = (
+            column[rank * rows : (rank + 1) * rows].tolist() for column in mixture.slots(step)
+        )
+        times = [divmod(step, order.steps) for order in orders]
+        return [_Slot(s, n, *times[s]) for s, n in zip(sources, numbers, strict=True)]
 
+    def _places(self, slots: Sequence[_Slot], orders: Sequence[Order]) -> list[int]:
+        places = np.empty(len(slots), dtype=np.int64)
+        sources = np.array([slot.source for slot in slots])
+        numbers = np.array([slot.number for slot in slots])
+        for source in np.unique(sources):
+            own = np.flatnonzero(sources == source)
+            within = slots[own[0]].within
+            places[own] = orders[source].places(within, numbers[own])
+        listed: list[int] = places.tolist()
+        return listed
 
-def _name(manifest: Manifest) -> str:
-    return str(manifest.info.get("name") or manifest.shards[0].url)
+    def _lanes(
+        self, slots: Sequence[_Slot], places: Sequence[int], orders: Sequence[Order]
+    ) -> dict[Lane, list[Key]]:
+        """The row groups that some slots' lanes are read from."""
+        lanes: dict[Lane, list[Key]] = {}
+        seen = {}
+        for slot, place in zip(slots, places, strict=True):
+            pool = orders[slot.source].pool_of(slot.epoch, place)
+            seen[slot.source, slot.epoch, pool] = place
+        for (source, epoch, pool), place in sorted(seen.items()):
+            keys = [(source, group) for group in orders[source].groups(epoch, pool)]
+            lanes.setdefault((source, epoch, orders[source].lane_of(place)), []).extend(keys)
+        return lanes
+
+    def _row(self, slot: _Slot, place: int, orders: Sequence[Order]) -> tuple[Entry, Row]:
+        group, nth = orders[slot.source].locate(slot.epoch, place)
+        entry = self.entries[self.sources[slot.source].groups[group][0]]
+        rows = self._pools.get((slot.source, group))
+        return entry, rows.row(int(rows.usable(entry.reads)[nth]))
+
+    def _chances(self, slots: int) -> list[np.random.Generator]:
+        """A generator for each slot; its numbers are settled by what is drawn for."""
+        while len(self._generators) < slots:
+            self._generators.append(generator(0, 0, SAMPLE, 0, 0))
+        return self._generators[:slots]
+
+    def _sample(
+        self,
+        rng: np.random.Generator,
+        slot: _Slot,
+        place: int,
+        entry: Entry,
+        row: Row,
+        orders: Sequence[Order],
+        skipped: Counter[str],
+    ) -> Sample | None:
+        """The sample of one slot of the batch, or of a row that stands in."""
+        make = multi_grained_sample if self.multi_grained else image_text_sample
+        stand_ins: list[int] | None = None
+        while True:
+            stream = self._stream(slot.source)
+            turn(rng, self.config.seed, stream, SAMPLE, slot.epoch, place)
+            try:
+                return make(row, self.config, rng, entry.reads)
+            except (BadRow, ImageError) as error:
+                skipped[error.reason] += 1
+            if stand_ins is None:
+                order = orders[slot.source]
+                stand_ins = order.stand_ins(slot.within, slot.number, STAND_INS)[::-1]
+            if not stand_ins:
+                return None
+            place = stand_ins.pop()
+            entry, row = self._row(slot, place, orders)
+
+    def _fetch(self, rows: Sequence[Row]) -> None:
+        """Get images out of an object store, many at once; what fails fails again on its own."""
+        remote = [row for row in rows if row.address is not None]
+        if not remote:
+            return
+        if self._fetchers is None:
+            self._fetchers = ThreadPoolExecutor(FETCHES, thread_name_prefix="images")
+
+        def fetch(row: Row) -> None:
+            with suppress(ImageError):
+                row.fetched(row_bytes(row.image))
+
+        list(self._fetchers.map(fetch, remote))
+
+    def _load(self, key: Key) -> RowGroup:
+        source, number = key
+        entry, shard, group = self.sources[source].groups[number]
+        return read_rows(self.entries[entry].manifest, shard, group)

@@ -19,6 +19,8 @@ from xvlm_train.data.masking import Ids, MaskVocabulary
 from xvlm_train.data.text import clean_text
 
 PAD, UNK, CLS, SEP, MASK = SPECIALS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
+#: Words whose pieces are remembered; some 20 MB.
+_WORDS = 100_000
 _FILE, _VOCABULARY = "tokenizer.json", "vocab.txt"
 
 
@@ -47,6 +49,7 @@ class Tokenizer:
         self.pad_id = vocabulary[PAD]
         self.cls_id = vocabulary[CLS]
         self.mask_id = vocabulary[MASK]
+        self._words: dict[str, list[int]] = {}
 
     @cached_property
     def mask_vocabulary(self) -> MaskVocabulary:
@@ -62,11 +65,26 @@ class Tokenizer:
 
     def encode(self, texts: Sequence[str], max_tokens: int) -> list[Ids]:
         """Ids of cleaned texts, each ``[1 .. max_tokens]`` with ``[CLS]`` in front, not padded."""
-        encodings = self._backend.encode_batch_fast(list(texts), add_special_tokens=False)
-        return [
-            np.array([self.cls_id, *encoding.ids[: max_tokens - 1]], dtype=np.int64)
-            for encoding in encodings
-        ]
+        split = [text.split() for text in texts]
+        self._learn(split)
+        known = self._words
+        found = []
+        for words in split:
+            ids = [self.cls_id]
+            for word in words:
+                ids += known[word]
+            found.append(np.array(ids[:max_tokens], dtype=np.int64))
+        return found
+
+    def _learn(self, split: Sequence[list[str]]) -> None:
+        """Cut new words into pieces, all in one call; no piece reaches over a space."""
+        if len(self._words) > _WORDS:
+            self._words.clear()
+        known = self._words
+        new = list({word for words in split for word in words if word not in known})
+        if new:
+            encodings = self._backend.encode_batch_fast(new, add_special_tokens=False)
+            known.update((word, e.ids) for word, e in zip(new, encodings, strict=True))
 
     def tokens(self, ids: Iterable[int]) -> list[str]:
         """The pieces behind ids, for reading and for Grad-CAM captions."""

@@ -1,25 +1,29 @@
 """Crops, flips and resizes that move boxes exactly as they move pixels.
 
-Images are PIL RGB; boxes are corners (x0, y0, x1, y1) in pixels of the image at hand, NumPy
-``[N, 4]`` float64, until they become the model's (cx, cy, w, h) in [0, 1].
+Boxes are corners (x0, y0, x1, y1) in pixels of the image at hand until they become the model's
+(cx, cy, w, h) in [0, 1]. An image has few of them in a batch, so they are plain numbers.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from functools import cache
+from typing import TypeAlias
 
 import numpy as np
 import numpy.typing as npt
+import torch
 from PIL import Image
 
 from xvlm_data.boxes import cxcywh_to_xyxy
 
-Boxes = npt.NDArray[np.float64]
+Corners: TypeAlias = tuple[float, float, float, float]
 #: A rectangle of whole pixels: x0, y0, x1, y1, the last two exclusive.
 Crop = tuple[int, int, int, int]
 
-CLIP_MEAN = np.array([0.48145466, 0.4578275, 0.40821073], dtype=np.float32)
-CLIP_STD = np.array([0.26862954, 0.26130258, 0.27577711], dtype=np.float32)
+CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
+CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 
 #: A concept stays with a crop that holds more than this share of its box.
 MIN_VISIBLE = 0.5
@@ -36,11 +40,12 @@ def random_resized_crop(
     """
     low, high = 3 / 4, 4 / 3
     for _ in range(10):
-        area = width * height * rng.uniform(min_scale, 1.0)
-        ratio = math.exp(rng.uniform(math.log(low), math.log(high)))
+        scale, shape, right, down = rng.random(4).tolist()
+        area = width * height * (min_scale + scale * (1 - min_scale))
+        ratio = low * (high / low) ** shape
         w, h = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
         if 0 < w <= width and 0 < h <= height:
-            x, y = int(rng.integers(width - w + 1)), int(rng.integers(height - h + 1))
+            x, y = int(right * (width - w + 1)), int(down * (height - h + 1))
             return x, y, x + w, y + h
     ratio = min(max(width / height, low), high)
     w, h = min(width, round(height * ratio)), min(height, round(width / ratio))
@@ -48,9 +53,7 @@ def random_resized_crop(
     return x, y, x + max(w, 1), y + max(h, 1)
 
 
-def crop_around(
-    rng: np.random.Generator, box: npt.NDArray[np.float64], width: int, height: int
-) -> Crop:
+def crop_around(rng: np.random.Generator, box: Corners, width: int, height: int) -> Crop:
     """A random rectangle that contains the whole of ``box`` (corners, pixels) in the image.
 
     Each side lies uniformly between the box's own and the image's.
@@ -58,58 +61,49 @@ def crop_around(
     x0, y0 = min(max(math.floor(box[0]), 0), width - 1), min(max(math.floor(box[1]), 0), height - 1)
     x1, y1 = math.ceil(box[2]), math.ceil(box[3])
     x1, y1 = min(max(x1, x0 + 1), width), min(max(y1, y0 + 1), height)
+    left, top, right, bottom = rng.random(4).tolist()
     return (
-        int(rng.integers(0, x0 + 1)),
-        int(rng.integers(0, y0 + 1)),
-        int(rng.integers(x1, width + 1)),
-        int(rng.integers(y1, height + 1)),
+        int(left * (x0 + 1)),
+        int(top * (y0 + 1)),
+        x1 + int(right * (width + 1 - x1)),
+        y1 + int(bottom * (height + 1 - y1)),
     )
 
 
-def crop_boxes(boxes: Boxes, crop: Crop) -> tuple[Boxes, npt.NDArray[np.bool_]]:
-    """Boxes clipped to a crop and relative to it, and which of them it shows enough of.
+def crop_box(box: Corners, crop: Crop) -> Corners | None:
+    """A box clipped to a crop and relative to it, in pixels; None if it shows too little of it.
 
-    Returns:
-        ``[N, 4]`` corners in pixels of the crop, and ``[N]`` bool: more than 50 % of the box's
-        area lies in the crop. The boxes of the others mean nothing.
+    That is 50 % of the box's area or less.
     """
-    x0, y0, x1, y1 = crop
-    clipped = boxes.copy()
-    clipped[:, 0::2] = clipped[:, 0::2].clip(x0, x1)
-    clipped[:, 1::2] = clipped[:, 1::2].clip(y0, y1)
-    visible = _areas(clipped) > MIN_VISIBLE * _areas(boxes)
-    return clipped - np.array([x0, y0, x0, y0], dtype=np.float64), visible
+    left, top, right, bottom = crop
+    x0, y0, x1, y1 = box
+    least = MIN_VISIBLE * (x1 - x0) * (y1 - y0)
+    x0, y0 = max(x0, left), max(y0, top)
+    x1, y1 = min(x1, right), min(y1, bottom)
+    if x1 <= x0 or y1 <= y0 or (x1 - x0) * (y1 - y0) <= least:
+        return None
+    return x0 - left, y0 - top, x1 - left, y1 - top
 
 
-def _areas(boxes: Boxes) -> npt.NDArray[np.float64]:
-    size = np.maximum(boxes[:, 2:] - boxes[:, :2], 0)
-    areas: npt.NDArray[np.float64] = size[:, 0] * size[:, 1]
-    return areas
-
-
-def to_model_boxes(boxes: Boxes, width: int, height: int, flip: bool) -> npt.NDArray[np.float32]:
-    """Corners in pixels of a ``width`` x ``height`` crop to (cx, cy, w, h) in [0, 1].
+def to_model_boxes(
+    boxes: Sequence[Corners], width: int, height: int, flip: bool
+) -> npt.NDArray[np.float32]:
+    """Corners in pixels of a ``width`` x ``height`` crop to ``[N, 4]`` (cx, cy, w, h) in [0, 1].
 
     The resize to the model's square needs no more: it leaves relative boxes as they are.
 
     Args:
-        boxes: ``[N, 4]`` corners inside the crop.
+        boxes: N corners inside the crop.
         width: of the crop, pixels.
         height: of the crop, pixels.
         flip: whether the crop is mirrored left to right.
     """
-    relative = boxes / np.array([width, height, width, height], dtype=np.float64)
-    if flip:
-        relative[:, [0, 2]] = 1 - relative[:, [2, 0]]
-    centre = (relative[:, :2] + relative[:, 2:]) / 2
-    return np.concatenate([centre, relative[:, 2:] - relative[:, :2]], axis=1).astype(np.float32)
-
-
-def crop_resize_flip(image: Image.Image, crop: Crop, side: int, flip: bool) -> Image.Image:
-    """The pixels: cut out ``crop``, resize to ``side`` x ``side`` (bicubic), mirror if ``flip``."""
-    # Not `resize(box=...)`: its kernel would see the pixels around the crop.
-    resized = image.crop(crop).resize((side, side), Image.Resampling.BICUBIC)
-    return resized.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if flip else resized
+    found = []
+    for x0, y0, x1, y1 in boxes:
+        centre = (x0 + x1) / 2 / width
+        across = 1 - centre if flip else centre
+        found.append((across, (y0 + y1) / 2 / height, (x1 - x0) / width, (y1 - y0) / height))
+    return np.array(found, dtype=np.float32).reshape(-1, 4)
 
 
 def to_pixels(image: Image.Image) -> npt.NDArray[np.uint8]:
@@ -117,13 +111,17 @@ def to_pixels(image: Image.Image) -> npt.NDArray[np.uint8]:
     return np.ascontiguousarray(np.asarray(image, dtype=np.uint8).transpose(2, 0, 1))
 
 
-def normalise(pixels: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
-    """``[..., 3, H, W]`` uint8 to float32 with CLIP's mean and standard deviation."""
-    shape = (3, 1, 1)
-    out = pixels.astype(np.float32)
-    out -= 255 * CLIP_MEAN.reshape(shape)
-    out /= 255 * CLIP_STD.reshape(shape)
-    return out
+def normalise(pixels: torch.Tensor) -> torch.Tensor:
+    """``[..., 3, H, W]`` of 0 to 255 to float32 with CLIP's mean and standard deviation."""
+    mean, std = _mean_and_std(pixels.device)
+    return pixels.to(torch.float32).sub_(mean).div_(std)
+
+
+@cache  # made on the host, they would cost each batch a copy
+def _mean_and_std(device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+    """``[3, 1, 1]`` each, for pixels of 0 to 255."""
+    mean, std = (torch.tensor(v, dtype=torch.float32) * 255 for v in (CLIP_MEAN, CLIP_STD))
+    return mean.view(3, 1, 1).to(device), std.view(3, 1, 1).to(device)
 
 
 def eval_pixels(image: Image.Image, side: int) -> npt.NDArray[np.uint8]:
@@ -146,7 +144,7 @@ def patch_mask(boxes: npt.NDArray[np.floating], grid: tuple[int, int]) -> npt.ND
         ``[B, 1 + rows * columns]`` bool; place 0 is v_cls, then row by row from the top left.
     """
     rows, columns = grid
-    corners: Boxes = cxcywh_to_xyxy(boxes.astype(np.float64)).astype(np.float64)
+    corners = cxcywh_to_xyxy(boxes.astype(np.float64)).astype(np.float64)
     across = _touched(corners[:, 0], corners[:, 2], columns)
     down = _touched(corners[:, 1], corners[:, 3], rows)
     inside = (down[:, :, None] & across[:, None, :]).reshape(len(boxes), rows * columns)
