@@ -10,6 +10,7 @@ import torch
 from xvlm_train.config import PretrainConfig, load_config
 from xvlm_train.data.tokenizer import Tokenizer
 from xvlm_train.engine import checkpoint
+from xvlm_train.engine.weights import load_model
 from xvlm_train.model.xvlm import XVLM
 
 CONFIG_FILE, TOKENIZER_FOLDER = "config.yaml", "tokenizer"
@@ -32,9 +33,9 @@ def load_saved(path: Path, device: torch.device) -> Saved:
     Raises:
         UserError: nothing there, or something in it is missing or damaged.
     """
-    found = checkpoint.find(path)
+    found = checkpoint.find(path, unused=(checkpoint.OPTIMIZER,))
     config = load_config(files=[found.path / CONFIG_FILE])
     model = XVLM(config.model)
-    checkpoint.load_model(found, model)
+    load_model(found, model)
     tokenizer = Tokenizer.load(found.path / TOKENIZER_FOLDER)
     return Saved(found.path, found.step, config, tokenizer, model.eval().to(device))
