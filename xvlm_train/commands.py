@@ -13,6 +13,7 @@ main = command_group(
     Examples:
       xvlm-train pretrain --manifest manifests/coco --manifest manifests/vg --out runs/first
       xvlm-train evaluate runs/first --manifest manifests/coco_val
+      xvlm-train report runs/first
       torchrun --nproc_per_node 8 -m xvlm_train pretrain --preset base …
 
     \b
@@ -24,6 +25,9 @@ main = command_group(
         "pretrain": ("xvlm_train.pretrain:pretrain_command", "Train X-VLM from manifests."),
         "evaluate": ("xvlm_train.evaluate:evaluate_command", "Retrieval and grounding, held out."),
         "curves": ("xvlm_train.pictures:curves_command", "Draw a run's loss curves."),
+        "report": ("xvlm_train.report:report_command", "A run on one page of HTML."),
+        "import": ("xvlm_train.convert:import_command", "The original's checkpoint → a folder."),
+        "export": ("xvlm_train.convert:export_command", "A run → a folder for use, or a .th."),
         "verify": ("xvlm_train.verify:verify_command", "Prove the model against the original's."),
     },
 )

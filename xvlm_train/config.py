@@ -155,10 +155,12 @@ def load_config(
     overrides: Sequence[str] = (),
     *,
     official: bool = False,
+    model: Mapping[str, Any] | None = None,
 ) -> PretrainConfig:
     """Merge preset, files and ``a.b=value`` overrides, later ones winning, into a checked tree.
 
-    With ``official``, the switches of :data:`OFFICIAL` come between files and overrides.
+    With ``official``, the switches of :data:`OFFICIAL` come between files and overrides; ``model``,
+    the settings that an initial model dictates, come between preset and files.
 
     Raises:
         UserError: unknown preset or key (with near matches), a value of the wrong type or outside
@@ -167,6 +169,8 @@ def load_config(
     tree: dict[str, Any] = {}
     if preset is not None:
         _merge(tree, _read_preset(preset), f"preset {preset}")
+    if model is not None:
+        _merge(tree, model, "the initial model")
     for file in files:
         _merge(tree, _read_file(file), str(file))
     if official:
@@ -182,9 +186,26 @@ def load_config(
     return _convert(tree)
 
 
+def parse_config(tree: Mapping[str, Any], origin: str) -> PretrainConfig:
+    """A checked tree of a mapping, as :func:`load_config` of a file.
+
+    Raises:
+        UserError: unknown keys, values of the wrong type or outside their range.
+    """
+    checked: dict[str, Any] = {}
+    _merge(checked, tree, origin)
+    return _convert(checked)
+
+
+def config_tree(config: PretrainConfig) -> dict[str, Any]:
+    """The whole tree as plain values, for :func:`parse_config`."""
+    tree: dict[str, Any] = msgspec.to_builtins(asdict(config))
+    return tree
+
+
 def dump_config(config: PretrainConfig) -> str:
     """The whole tree as YAML that :func:`load_config` reads back to an equal one."""
-    return yaml.safe_dump(msgspec.to_builtins(asdict(config)), sort_keys=False)
+    return yaml.safe_dump(config_tree(config), sort_keys=False)
 
 
 def differences(before: PretrainConfig, after: PretrainConfig) -> dict[str, str]:

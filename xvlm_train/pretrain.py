@@ -40,6 +40,7 @@ DEFAULT_PRESET = "tiny"
     help="official: follow the released code where our default does not.",
 )
 @click.option("--out", type=click.Path(path_type=Path), help="The run's folder. [runs/PRESET]")
+@click.option("--init", help="Start with the weights of this folder or Hub repository.")
 @click.option(
     "--resume",
     metavar="RUN|CHECKPOINT|auto",
@@ -65,6 +66,7 @@ def pretrain_command(
     steps: int | None,
     parity: str,
     out: Path | None,
+    init: str | None,
     resume: str | None,
     allowed: tuple[str, ...],
     print_config: bool,
@@ -80,6 +82,7 @@ def pretrain_command(
     xvlm-train pretrain --preset base --image-text manifests/cc3m --multi-grained manifests/vg \\
         --out runs/base --set optim.lr=2e-4
     xvlm-train pretrain --resume runs/first
+    xvlm-train pretrain --init models/xvlm-4m --manifest manifests/mine --out runs/mine
     torchrun --nproc_per_node 8 -m xvlm_train pretrain --preset base …
     """
     settings = [*overrides, *([f"train.steps={steps}"] if steps is not None else [])]
@@ -104,6 +107,7 @@ def pretrain_command(
         settle_inputs,
     )
     from xvlm_train.run import Inputs, Run
+    from xvlm_train.saved import dictated, locate
 
     given = Inputs(
         shared=_absolute(shared),
@@ -118,8 +122,11 @@ def pretrain_command(
     distributed.join()
     # Rank 0 alone reads and checks checkpoints, so that all go on from the same one.
     found, folder = distributed.on_main(lambda: find_start(resume, default_out, out is None))
+    # And downloads; a run that goes on has its weights.
+    start = distributed.on_main(lambda: locate(init)) if init and found is None else None
+    model = dictated(start) if start else None
     config, changes = settle_config(
-        found, chosen, preset is not None, config_file, settings, official
+        found, chosen, preset is not None, config_file, settings, official, model
     )
     refuse_silent(changes, allowed)
     inputs = settle_inputs(given, found)
@@ -135,7 +142,14 @@ def pretrain_command(
     elif preset is None and config_file is None:
         console.print(f"preset {DEFAULT_PRESET} (see --preset)")
     run = Run(
-        config, inputs, folder, world, resume=found, allowed=frozenset(allowed), console=console
+        config,
+        inputs,
+        folder,
+        world,
+        resume=found,
+        init=start,
+        allowed=frozenset(allowed),
+        console=console,
     )
     done, stop = run.train()
     distributed.finish()

@@ -66,21 +66,25 @@ def settle_config(
     file: Path | None,
     overrides: list[str],
     official: bool,
+    model: Mapping[str, Any] | None = None,
 ) -> tuple[PretrainConfig, dict[str, str]]:
     """The configuration of the run, and what differs from the checkpoint's.
 
     Without a preset, a resumed run keeps the checkpoint's settings under what is given anew.
+    ``model`` are the settings that an initial model dictates.
     """
     from xvlm_train.saved import CONFIG_FILE
 
     files = [file] if file else []
     if found is None:
-        return load_config(preset, files, overrides, official=official), {}
+        return load_config(preset, files, overrides, official=official, model=model), {}
     kept = found.path / CONFIG_FILE
     before = load_config(files=[kept])
     if not preset_given:
         files = [kept, *files]
-    config = load_config(preset if preset_given else None, files, overrides, official=official)
+    config = load_config(
+        preset if preset_given else None, files, overrides, official=official, model=model
+    )
     # The vocabulary's size is the tokenizer's, which comes with the checkpoint.
     config.model.text = replace(config.model.text, vocab=before.model.text.vocab)
     return config, differences(before, config)

@@ -51,7 +51,7 @@ from xvlm_train.model.xvlm import XVLM
 from xvlm_train.multiples import freeze, rate_multiple
 from xvlm_train.objectives import compute_losses, matching_accuracy
 from xvlm_train.resume import Position, refuse_silent
-from xvlm_train.saved import CONFIG_FILE, TOKENIZER_FOLDER
+from xvlm_train.saved import CONFIG_FILE, TOKENIZER_FOLDER, load_weights
 from xvlm_train.telemetry import host_measures, measures
 
 
@@ -95,6 +95,7 @@ class Run:
         folder: where it all goes; of no other run.
         world: this process.
         resume: go on from here.
+        init: a folder of weights to start with (:mod:`xvlm_train.saved`).
         allowed: settings that may differ from the checkpoint's although they make it wrong.
         console: of the main rank; quiet elsewhere.
 
@@ -111,11 +112,13 @@ class Run:
         world: World,
         *,
         resume: Checkpoint | None,
+        init: Path | None = None,
         allowed: frozenset[str] = frozenset(),
         console: Console,
     ) -> None:
         self.config, self.inputs, self.folder = config, inputs, folder
         self.world, self.resume, self.console = world, resume, console
+        self.init = init
         self.precision = precision_for(config.train.precision, world.device)
         opened = _open_all(inputs)
         self.fingerprints = {
@@ -190,6 +193,10 @@ class Run:
         if self.resume:
             load_model(self.resume, model)
             self.new_parameters = set(self.resume.state["new_parameters"])
+        elif self.init:
+            self.new_parameters = set()
+            resized = load_weights(self.init, model)
+            self.console.print(f"starts from {self.init}, {len(resized)} tables resized")
         else:
             # One rank reads (or downloads); DDP gives the weights to the others.
             new: set[str] = set()

@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,8 +12,9 @@ from torch import nn
 
 from xvlm_data.errors import UserError
 from xvlm_train.engine import checkpoint
-from xvlm_train.engine.checkpoint import MODEL, OPTIMIZER, Retention
+from xvlm_train.engine.checkpoint import EMA, MODEL, OPTIMIZER, Retention
 from xvlm_train.engine.distributed import World
+from xvlm_train.engine.ema import WeightAverage
 from xvlm_train.engine.loop import IMAGE_TEXT, MULTI_GRAINED, Settings, Trainer
 from xvlm_train.engine.optim import adamw, parameter_groups
 from xvlm_train.engine.preemption import Stop
@@ -90,6 +91,7 @@ def trainer(
     start: int = 0,
     *,
     bad: range = range(0),
+    extras: Callable[[Path], None] = lambda folder: None,
     **changes: float,
 ) -> Trainer:
     settings = Settings(
@@ -108,11 +110,13 @@ def trainer(
     for key, value in changes.items():
         setattr(settings, key, value)
 
-    saver = Saver(run, write_extras=lambda folder: None, keep=Retention(2), say=lambda text: None)
+    average = WeightAverage(model, 0.5)
+    saver = Saver(run, write_extras=extras, keep=Retention(2), say=lambda text: None)
 
     def save(step: int, loop: dict[str, Any]) -> None:
         tensors, shared = model_tensors(model)
-        parts = {MODEL: tensors, OPTIMIZER: optimizer_tensors(optimizer)}
+        moments = optimizer_tensors(optimizer)
+        parts = {MODEL: tensors, OPTIMIZER: moments, EMA: average.tensors}
         state = {"step": step, "loop": loop, "shared_tensors": shared}
         saver.start(parts, state, volatile_names(model))
 
@@ -126,6 +130,7 @@ def trainer(
         log=None,
         save=save,
         saves=saver,
+        average=average,
         start_step=start,
     )
 
