@@ -152,7 +152,7 @@ class Run:
     def train(self) -> tuple[int, Stop]:
         """Train to the last step, or until told to stop; see :meth:`Trainer.fit`."""
         self._introduce()
-        with self.watchdog:
+        with self.watchdog, distributed.lost_ranks_told():
             if not self.world.is_main:
                 return self.trainer.fit()
             (self.folder / CONFIG_FILE).write_text(dump_config(self.config), encoding="utf-8")

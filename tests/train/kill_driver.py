@@ -106,7 +106,8 @@ def stand_still_while_saving(events: int, told: int) -> None:
 
 def main(plan: dict[str, Any]) -> None:
     rng = random.Random(plan["seed"])
-    arguments, out, log = plan["arguments"], Path(plan["out"]), Path(plan["log"])
+    arguments, log = plan["commands"][0], Path(plan["log"])
+    out = Path(plan.get("out", ""))
     kills: list[dict[str, Any]] = []
     for number in range(plan["kills"]):
         saving = number % 2 == 1
@@ -132,8 +133,11 @@ def main(plan: dict[str, Any]) -> None:
         kills.append(
             {"step": step, "saving": what == b"w", "partial": partial, "status": kill(pids)}
         )
-    pids = ranks(arguments, log, lambda rank: None)
-    print(json.dumps({"kills": kills, "status": [ended(pid) for pid in pids]}))
+    status = []
+    for command in plan["commands"]:
+        pids = ranks(command, log, lambda rank: None)
+        status.append([ended(pid) for pid in pids])
+    print(json.dumps({"kills": kills, "status": status}))
 
 
 if __name__ == "__main__":

@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import json
-import subprocess
-import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from tests.train import small_manifests as small
+from tests.train.killing import measured, run_on_two_ranks
 from tests.train.test_pretrain import SETTINGS, arguments
-from xvlm_train.engine.metrics import read_metrics
 
 STEPS = 24
 
@@ -25,42 +21,14 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def drive(data: Path, folder: Path, kills: int) -> dict[str, Any]:
-    out = folder / f"run_{kills}"
-    settings = [*SETTINGS, "train.save_every=2", "optim.ema=0.9"]
-    line = arguments(data, out, "--steps", str(STEPS), "--resume", "auto", settings=settings)
-    plan = folder / "plan.json"
-    log = folder / "log"
-    plan.write_text(
-        json.dumps(
-            {
-                **{"arguments": line, "out": str(out), "log": str(log), "kills": kills},
-                **{"steps": STEPS, "seed": 1, "step_seconds": 0.05},
-            }
-        )
-    )
-    done = subprocess.run(
-        [sys.executable, "-m", "tests.train.kill_driver", str(plan)],
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    result = json.loads(done.stdout)
-    assert result["status"] == [0, 0], log.read_text()[-2000:]
-    return {**result, "out": out}
-
-
-def measured(run: Path) -> list[dict[str, Any]]:
-    clock = ("time", "samples_per_second", "data_wait", "save_wait", "memory_gb")
-    return [{k: v for k, v in line.items() if k not in clock} for line in read_metrics(run)]
-
-
 def test_ten_kills_leave_no_trace_in_the_weights(data: Path, tmp_path: Path) -> None:
-    whole = drive(data, tmp_path, kills=0)["out"]
-    killed = drive(data, tmp_path, kills=10)
-    kills, out = killed["kills"], killed["out"]
+    settings = [*SETTINGS, "train.save_every=2", "optim.ema=0.9"]
+    whole, out = tmp_path / "whole", tmp_path / "killed"
+    more = ("--steps", str(STEPS), "--resume", "auto")
+    run_on_two_ranks(tmp_path, [arguments(data, whole, *more, settings=settings)])
+    line = arguments(data, out, *more, settings=settings)
+    plan = {"kills": 10, "out": str(out), "steps": STEPS, "seed": 1, "step_seconds": 0.05}
+    kills = run_on_two_ranks(tmp_path, [line], **plan)
     assert len(kills) == 10
     assert all(kill["status"] == [-9, -9] for kill in kills), kills
     # Some of them while a checkpoint was half written.

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import TypeVar, cast
@@ -15,6 +17,12 @@ from xvlm_data.errors import UserError
 
 T = TypeVar("T")
 
+#: What gloo, NCCL and their stores say when a peer is gone.
+_LOST = re.compile(
+    r"closed by peer|reset by peer|connection (was )?(closed|refused|reset)|broken pipe"
+    r"|remote process exited|NCCL error|failed to recv",
+    re.IGNORECASE,
+)
 #: Rank 0 evaluates and saves while the others wait in their next collective.
 _TIMEOUT = timedelta(hours=1)
 
@@ -87,6 +95,23 @@ def finish() -> None:
     """Leave the process group, when there is one."""
     if dist.is_initialized():
         dist.destroy_process_group()
+
+
+@contextmanager
+def lost_ranks_told() -> Iterator[None]:
+    """Say in one line that another rank is gone, which collectives tell at length.
+
+    Raises:
+        UserError: a collective failed because of it.
+    """
+    try:
+        yield
+    except RuntimeError as error:  # of which torch's errors of communication are kinds
+        if not dist.is_initialized() or not _LOST.search(str(error)):
+            raise
+        raise UserError(
+            "another rank ended, so this one cannot go on", "see what that rank said"
+        ) from None
 
 
 def barrier() -> None:

@@ -179,7 +179,10 @@ class Log:
             partial.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
             partial.replace(path)
         self._file = path.open("a", encoding="utf-8")
-        self._events = (run / EVENTS_FILE).open("a", encoding="utf-8")
+        self._events = (run / EVENTS_FILE).open("a+", encoding="utf-8")
+        self._events.seek(0)
+        if (text := self._events.read()) and not text.endswith("\n"):  # cut off by a crash
+            self._events.write("\n")
         self._wandb = _start_wandb(wandb, run) if wandb else None
         self._board = SummaryWriter(str(run / "tensorboard"), purge_step=resume_step + 1)
 
