@@ -18,7 +18,8 @@ def layer_multiples(model: XVLM, decay: float) -> dict[str, float]:
     """``decay ** (layers above)`` for every parameter of both encoders; 1 for all others.
 
     Counted are, in the text encoder, the embeddings, each layer and the prediction head; in the
-    vision encoder what timm counts for its own layer decay: stem, blocks, last norm.
+    vision encoder what timm counts for its own layer decay: stem and blocks, the last norm with
+    the last block.
 
     Raises:
         UserError: the backbone does not say what its layers are.

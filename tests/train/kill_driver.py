@@ -105,7 +105,7 @@ def stand_still_while_saving(events: int, told: int) -> None:
 
 
 def main(plan: dict[str, Any]) -> None:
-    rng = random.Random(plan["seed"])
+    rng = random.Random(plan.get("seed", 0))
     arguments, log = plan["commands"][0], Path(plan["log"])
     out = Path(plan.get("out", ""))
     kills: list[dict[str, Any]] = []

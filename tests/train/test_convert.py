@@ -130,7 +130,7 @@ def test_a_malicious_pickle_is_refused_and_not_run(how: str, tmp_path: Path, siz
     ran, path = tmp_path / "ran", tmp_path / "evil.th"
     document = {"model": {**entries(), "x": Evil(ran)}}
     if how == "bare":
-        path.write_bytes(pickle.dumps({"model": Evil(ran)}))
+        path.write_bytes(pickle.dumps({"model": Evil(ran)}, protocol=2))
     else:
         torch.save(document, path, _use_new_zipfile_serialization=how == "archive")
     line = refused("import", path, "--config", sizes, "--no-tokenizer", "--out", tmp_path / "m")

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from tests.train import small_manifests as small
 from tests.train.killing import measured, run_on_two_ranks
@@ -17,8 +18,10 @@ from xvlm_train.engine.weights import load_optimizer, optimizer_tensors
 from xvlm_train.saved import load_saved
 
 STEPS = 20
-SHARDED = [*SETTINGS, "train.sharding=fsdp", "train.save_every=10", "optim.ema=0.5"]
-WHOLE = [*SETTINGS, "train.save_every=10", "optim.ema=0.5"]
+# A larger eps, because some gradients (of attention's key biases) are zero but for rounding, which
+# AdamW would else blow up to steps of the full rate.
+WHOLE = [*SETTINGS, "train.save_every=10", "optim.ema=0.5", "optim.eps=1e-3"]
+SHARDED = [*WHOLE, "train.sharding=fsdp"]
 
 
 @pytest.fixture(scope="module")
@@ -87,8 +90,9 @@ def test_it_resumes_bit_for_bit(runs: dict[str, Path]) -> None:
         names = sorted(path.name for path in (final[0] / part).iterdir())
         assert names == sorted(path.name for path in (final[1] / part).iterdir())
         for name in names:
-            theirs, ours = ((path / part / name).read_bytes() for path in final)
-            assert theirs == ours, name
+            theirs, ours = (load_file(path / part / name) for path in final)
+            assert theirs.keys() == ours.keys()
+            assert all(torch.equal(theirs[key], ours[key]) for key in theirs), name
 
 
 def test_one_process_goes_on_with_it(runs: dict[str, Path], tmp_path: Path) -> None:

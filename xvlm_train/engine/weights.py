@@ -6,6 +6,7 @@ distributed checkpoint, which reads whole and sharded safetensors alike and no p
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -198,5 +199,9 @@ def _read_shards(folder: Path, like: Callable[[str], Tensor | None]) -> dict[str
             targets[name] = torch.empty_like(model, dtype=dtype)
         else:
             targets[name] = torch.empty(entry.size, dtype=dtype)
-    dcp.load(targets, storage_reader=reader, no_dist=not dist.is_initialized())
+    alone = not dist.is_initialized()
+    with warnings.catch_warnings():
+        if alone:  # torch wonders whether that is meant
+            warnings.filterwarnings("ignore", message="torch.distributed is disabled")
+        dcp.load(targets, storage_reader=reader, no_dist=alone)
     return targets
