@@ -106,7 +106,11 @@ def stand_still_while_saving(events: int, told: int) -> None:
 
 def main(plan: dict[str, Any]) -> None:
     rng = random.Random(plan.get("seed", 0))
-    arguments, log = plan["commands"][0], Path(plan["log"])
+    *before_it, arguments = plan["commands"]
+    log, status = Path(plan["log"]), []
+    for command in before_it:
+        pids = ranks(command, log, lambda rank: None)
+        status.append([ended(pid) for pid in pids])
     out = Path(plan.get("out", ""))
     kills: list[dict[str, Any]] = []
     for number in range(plan["kills"]):
@@ -133,10 +137,8 @@ def main(plan: dict[str, Any]) -> None:
         kills.append(
             {"step": step, "saving": what == b"w", "partial": partial, "status": kill(pids)}
         )
-    status = []
-    for command in plan["commands"]:
-        pids = ranks(command, log, lambda rank: None)
-        status.append([ended(pid) for pid in pids])
+    pids = ranks(arguments, log, lambda rank: None)
+    status.append([ended(pid) for pid in pids])
     print(json.dumps({"kills": kills, "status": status}))
 
 

@@ -27,8 +27,8 @@ def run_on_two_ranks(
     Args:
         folder: for the driver's own files.
         commands: arguments of ``xvlm-train``.
-        plan: ``out``, ``kills``, ``steps``, ``seed``, ``step_seconds``: kill the (only) command so
-            often first, see :mod:`tests.train.kill_driver`.
+        plan: ``out``, ``kills``, ``steps``, ``seed``, ``step_seconds``: kill the last command so
+            often before it may end, see :mod:`tests.train.kill_driver`.
 
     Returns:
         The kills.

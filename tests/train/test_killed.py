@@ -25,10 +25,9 @@ def test_ten_kills_leave_no_trace_in_the_weights(data: Path, tmp_path: Path) -> 
     settings = [*SETTINGS, "train.save_every=2", "optim.ema=0.9"]
     whole, out = tmp_path / "whole", tmp_path / "killed"
     more = ("--steps", str(STEPS), "--resume", "auto")
-    run_on_two_ranks(tmp_path, [arguments(data, whole, *more, settings=settings)])
-    line = arguments(data, out, *more, settings=settings)
+    lines = [arguments(data, folder, *more, settings=settings) for folder in (whole, out)]
     plan = {"kills": 10, "out": str(out), "steps": STEPS, "seed": 1, "step_seconds": 0.05}
-    kills = run_on_two_ranks(tmp_path, [line], **plan)
+    kills = run_on_two_ranks(tmp_path, lines, **plan)
     assert len(kills) == 10
     assert all(kill["status"] == [-9, -9] for kill in kills), kills
     # Some of them while a checkpoint was half written.

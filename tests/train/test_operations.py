@@ -7,6 +7,7 @@ preset becomes the settings of a few thousand weights, eight processes become tw
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import re
 import shlex
@@ -46,11 +47,13 @@ def block(containing: str) -> str:
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder as the document has it: manifests, and the settings that make things small."""
     folder = tmp_path_factory.mktemp("place")
-    for name, rows in (("coco", small.boxed(12)), ("vg", small.boxed(8, seed=2))):
-        (folder / "manifests" / name).mkdir(parents=True)
-        small.write(folder / "manifests" / name / "manifest-00000.parquet", rows, name=name)
-    (folder / "manifests" / "coco_val").mkdir()
-    small.write(folder / "manifests/coco_val/manifest-00000.parquet", small.boxed(5, seed=1))
+    rows = {"coco": small.boxed(12), "vg": small.boxed(8, seed=2), "coco_val": small.boxed(5)}
+    for name, chosen in rows.items():
+        manifest = folder / "manifests" / name
+        manifest.mkdir(parents=True)
+        small.write(manifest / "manifest-00000.parquet", chosen, name=name)
+        listed = [{"file": "manifest-00000.parquet", "rows": len(chosen)}]
+        (manifest / "manifest.json").write_text(json.dumps({"schema_version": 1, "shards": listed}))
     tree: dict = {}
     settings = [*SETTINGS, f"train.steps={STEPS}", "train.save_every=2", "optim.ema=0.5"]
     for setting in settings:
@@ -175,7 +178,7 @@ def test_going_on_with_other_settings(run: Path, place: Path) -> None:
 
 def test_torchrun_starts_again_when_a_rank_is_killed(place: Path) -> None:
     out = place / "runs" / "elastic"
-    command = smaller(block("--nproc_per_node 8 --max-restarts").strip(), "runs/elastic")
+    command = smaller(block("torchrun --nproc_per_node 8 --max-restarts").strip(), "runs/elastic")
     process = started(f"{command} --steps 60", place)
     latest = out / "checkpoints" / "latest"
     give_up = time.monotonic() + 300
@@ -267,8 +270,8 @@ def test_slurm_requeues_a_job_that_was_told_to_stop(place: Path) -> None:
     # Slurm signals every process of the step: ranks, and their loader workers too.
     steps = psutil.Process(process.pid).children(recursive=True)
     for child in steps:
-        if "srun" not in " ".join(child.cmdline()[:2]):
-            with contextlib.suppress(psutil.NoSuchProcess):
+        with contextlib.suppress(psutil.NoSuchProcess):
+            if "srun" not in " ".join(child.cmdline()[:2]):
                 child.terminate()
     output, _ = process.communicate(timeout=300)
     assert process.returncode == 75, output
