@@ -14,7 +14,7 @@ main = command_group(
       xvlm-train pretrain --manifest manifests/coco --manifest manifests/vg --out runs/first
       xvlm-train evaluate runs/first --manifest manifests/coco_val
       xvlm-train report runs/first
-      torchrun --nproc_per_node 8 -m xvlm_train pretrain --preset base …
+      torchrun --standalone --nproc_per_node 8 -m xvlm_train pretrain --preset base …
 
     \b
     Shell completion (bash; zsh and fish alike):

@@ -83,7 +83,7 @@ def pretrain_command(
         --out runs/base --set optim.lr=2e-4
     xvlm-train pretrain --resume runs/first
     xvlm-train pretrain --init models/xvlm-4m --manifest manifests/mine --out runs/mine
-    torchrun --nproc_per_node 8 -m xvlm_train pretrain --preset base …
+    torchrun --standalone --nproc_per_node 8 -m xvlm_train pretrain --preset base …
     """
     settings = [*overrides, *([f"train.steps={steps}"] if steps is not None else [])]
     official = parity == "official"

@@ -130,7 +130,7 @@ def test_no_block_is_left_out() -> None:
     """A new command in the document needs a line here."""
     known = (
         "coco_val --resume auto",
-        "torchrun --nproc_per_node 8 --max-restarts",
+        "torchrun --standalone --nproc_per_node 8 --max-restarts",
         "torchrun --nnodes",
         "#SBATCH",
         "xvlm-train report",
@@ -178,10 +178,12 @@ def test_going_on_with_other_settings(run: Path, place: Path) -> None:
 
 def test_torchrun_starts_again_when_a_rank_is_killed(place: Path) -> None:
     out = place / "runs" / "elastic"
-    command = smaller(block("torchrun --nproc_per_node 8 --max-restarts").strip(), "runs/elastic")
+    command = smaller(
+        block("torchrun --standalone --nproc_per_node 8 --max-restarts").strip(), "runs/elastic"
+    )
     process = started(f"{command} --steps 60", place)
     latest = out / "checkpoints" / "latest"
-    give_up = time.monotonic() + 300
+    give_up = time.monotonic() + 900
     while not latest.exists() and process.poll() is None and time.monotonic() < give_up:
         time.sleep(0.02)
     victims = [
@@ -191,7 +193,7 @@ def test_torchrun_starts_again_when_a_rank_is_killed(place: Path) -> None:
     ]
     assert victims, process.communicate()[0]
     victims[0].kill()
-    output, _ = process.communicate(timeout=300)
+    output, _ = process.communicate(timeout=900)
     assert process.returncode == 0, output
     assert "Traceback" not in output.replace("Traceback : Signal 9", ""), output
     starts = [event for event in read_events(out) if event["event"] == "start"]
@@ -215,7 +217,7 @@ def test_two_nodes_train_sharded(place: Path) -> None:
     text = text.replace(":29500", f":{port}")
     command = f"{smaller(text, 'runs/sharded')} {sharded[0]}"
     nodes = [started(command, place, HEAD_NODE="127.0.0.1") for _ in range(2)]
-    outputs = [node.communicate(timeout=300)[0] for node in nodes]
+    outputs = [node.communicate(timeout=900)[0] for node in nodes]
     assert [node.returncode for node in nodes] == [0, 0], "\n".join(outputs)
     found = checkpoint.find(place / "runs" / "sharded")
     assert found.step == STEPS and found.state["world_size"] == 2
@@ -264,7 +266,7 @@ def test_slurm_requeues_a_job_that_was_told_to_stop(place: Path) -> None:
     }
     process = started(script, place, **job)
     latest = place / "runs" / "slurm" / "checkpoints" / "latest"
-    give_up = time.monotonic() + 300
+    give_up = time.monotonic() + 900
     while not latest.exists() and process.poll() is None and time.monotonic() < give_up:
         time.sleep(0.02)
     # Slurm signals every process of the step: ranks, and their loader workers too.
@@ -273,7 +275,7 @@ def test_slurm_requeues_a_job_that_was_told_to_stop(place: Path) -> None:
         with contextlib.suppress(psutil.NoSuchProcess):
             if "srun" not in " ".join(child.cmdline()[:2]):
                 child.terminate()
-    output, _ = process.communicate(timeout=300)
+    output, _ = process.communicate(timeout=900)
     assert process.returncode == 75, output
     assert "Traceback" not in output, output
     assert (stubs / "told").read_text() == "requeue 7\n"
