@@ -104,6 +104,7 @@ class Plain(nn.Module):
             matching_labels=torch.tensor([1] * rows + [0] * 2 * rows),
             mlm_logits=model.text_encoder.token_logits(hidden.gather(1, places)).flatten(0, 1),
             mlm_labels=batch.masked_labels.flatten(),
+            mlm_rows=torch.arange(rows).repeat_interleave(batch.masked_labels.shape[1]),
             predicted_boxes=None if boxes is None else model.predict_boxes(boxes),
             matching_states=pairs,
             image_weights=image_weights,

@@ -13,7 +13,8 @@ main = command_group(
     Examples:
       xvlm-train pretrain --manifest manifests/coco --manifest manifests/vg --out runs/first
       xvlm-train evaluate runs/first --manifest manifests/coco_val
-      torchrun --nproc_per_node 8 -m xvlm_train pretrain --preset base …
+      xvlm-train report runs/first
+      torchrun --standalone --nproc_per_node 8 -m xvlm_train pretrain --preset base …
 
     \b
     Shell completion (bash; zsh and fish alike):
@@ -26,6 +27,9 @@ main = command_group(
         "curves": ("xvlm_train.pictures:curves_command", "Draw a run's loss curves."),
         "plan": ("xvlm_train.plan:plan_command", "Memory, FLOPs, epochs and hours of a run."),
         "bench": ("xvlm_train.bench.command:bench_command", "Time a training step, by phase."),
+        "report": ("xvlm_train.report:report_command", "A run on one page of HTML."),
+        "import": ("xvlm_train.convert:import_command", "The original's checkpoint → a folder."),
+        "export": ("xvlm_train.convert:export_command", "A run → a folder for use, or a .th."),
         "verify": ("xvlm_train.verify:verify_command", "Prove the model against the original's."),
     },
 )

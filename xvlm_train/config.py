@@ -36,16 +36,36 @@ class OptimConfig:
     weight_decay: float = 0.01
     decay_rule: Literal["clean", "official"] = "clean"
     clip_norm: float = 1.0  # of the gradient over all parameters
+    layer_decay: float = 1.0  # rate of each encoder layer by that of the next (ELECTRA, BEiT)
+    lr_multiples: dict[str, float] = field(default_factory=dict)  # by parameter name, * allowed
+    freeze: list[str] = field(default_factory=list)  # parameters that stay, * allowed
+    ema: float = 0.0  # decay of the average of the weights an update; 0: none
+
+    def __post_init__(self) -> None:
+        if not 0 < self.layer_decay <= 1:
+            raise UserError(f"optim.layer_decay is {self.layer_decay}", "give 0 to 1, not 0")
+        if not 0 <= self.ema < 1:
+            raise UserError(f"optim.ema is {self.ema}", "give 0 to 1, not 1")
 
 
 @dataclass(kw_only=True)
 class ScheduleConfig:
-    """Linear warm-up, then linear decay to 0 at ``train.steps``."""
+    """Linear warm-up, then a decay that ends at ``train.steps``."""
 
+    kind: Literal["linear", "cosine", "wsd"] = "linear"  # wsd: stable, then linear decay
     warmup: int = 2500  # steps
+    final: float = 0.0  # where the decay ends, as a share of the full rate
+    decay: int = 0  # steps of the decay of wsd
 
     def __post_init__(self) -> None:
         _at_least("schedule.warmup", self.warmup, 0)
+        _at_least("schedule.decay", self.decay, 0)
+        if not 0 <= self.final <= 1:
+            raise UserError(f"schedule.final is {self.final}", "give 0 to 1")
+        if self.decay and self.kind != "wsd":
+            raise UserError(
+                f"schedule.decay is for the kind wsd, this is {self.kind}", "leave it at 0"
+            )
 
 
 @dataclass(kw_only=True)
@@ -63,7 +83,14 @@ class TrainConfig:
     eval_images: int = 1000  # of the held-out manifest, at most
     save_every: int = 5000  # steps; the last step is always saved
     keep_last: int = 3  # checkpoints
-    max_skipped: int = 50  # updates in a row without a finite gradient before the run ends
+    keep_every: int = 0  # steps; checkpoints of these stay for good; 0: none
+    max_skipped: int = 50  # updates in a row without a finite loss and gradient end the run
+    max_bad_rows: float = 0.05  # share of the rows that may be unusable before the run ends
+    spike_sigmas: float = 6.0  # deviations above its mean at which a loss is reported; 0: never
+    hang_seconds: float = 600.0  # at one place before a rank reports itself; 0: never
+    sharding: Literal["none", "fsdp"] = "none"  # none: each rank has the whole model (DDP)
+    sharding_dtype: Literal["fp32", "bf16"] = "fp32"  # of parameters while they are gathered
+    wandb: str | None = None  # project of Weights & Biases to log to as well
 
     def __post_init__(self) -> None:
         for name in (
@@ -77,6 +104,14 @@ class TrainConfig:
         ):
             _at_least(f"train.{name}", getattr(self, name), 1)
         _at_least("train.eval_every", self.eval_every, 0)
+        _at_least("train.keep_every", self.keep_every, 0)
+        for name in ("spike_sigmas", "hang_seconds"):
+            if getattr(self, name) < 0:
+                raise UserError(f"train.{name} is {getattr(self, name)}", "at least 0")
+        if not 0 <= self.max_bad_rows <= 1:
+            raise UserError(f"train.max_bad_rows is {self.max_bad_rows}", "give 0 to 1")
+        if self.sharding != "none" and self.precision == "fp16":
+            raise UserError("train.sharding with train.precision fp16 is not supported", "use bf16")
         if not 0 <= self.iter_perc <= 1:
             raise UserError(f"train.iter_perc is {self.iter_perc}", "give 0 to 1")
 
@@ -130,10 +165,12 @@ def load_config(
     overrides: Sequence[str] = (),
     *,
     official: bool = False,
+    model: Mapping[str, Any] | None = None,
 ) -> PretrainConfig:
     """Merge preset, files and ``a.b=value`` overrides, later ones winning, into a checked tree.
 
-    With ``official``, the switches of :data:`OFFICIAL` come between files and overrides.
+    With ``official``, the switches of :data:`OFFICIAL` come between files and overrides; ``model``,
+    the settings that an initial model dictates, come between preset and files.
 
     Raises:
         UserError: unknown preset or key (with near matches), a value of the wrong type or outside
@@ -142,6 +179,8 @@ def load_config(
     tree: dict[str, Any] = {}
     if preset is not None:
         _merge(tree, _read_preset(preset), f"preset {preset}")
+    if model is not None:
+        _merge(tree, model, "the initial model")
     for file in files:
         _merge(tree, _read_file(file), str(file))
     if official:
@@ -157,19 +196,39 @@ def load_config(
     return _convert(tree)
 
 
+def parse_config(tree: Mapping[str, Any], origin: str) -> PretrainConfig:
+    """A checked tree of a mapping, as :func:`load_config` of a file.
+
+    Raises:
+        UserError: unknown keys, values of the wrong type or outside their range.
+    """
+    checked: dict[str, Any] = {}
+    _merge(checked, tree, origin)
+    return _convert(checked)
+
+
+def config_tree(config: PretrainConfig) -> dict[str, Any]:
+    """The whole tree as plain values, for :func:`parse_config`."""
+    tree: dict[str, Any] = msgspec.to_builtins(asdict(config))
+    return tree
+
+
 def dump_config(config: PretrainConfig) -> str:
     """The whole tree as YAML that :func:`load_config` reads back to an equal one."""
-    return yaml.safe_dump(msgspec.to_builtins(asdict(config)), sort_keys=False)
+    return yaml.safe_dump(config_tree(config), sort_keys=False)
 
 
-def differences(before: PretrainConfig, after: PretrainConfig) -> list[str]:
-    """``key: before → after`` for every setting that differs."""
+def differences(before: PretrainConfig, after: PretrainConfig) -> dict[str, str]:
+    """``old → new`` by key, for every setting that differs."""
 
-    def walk(old: Any, new: Any, key: str) -> list[str]:
+    def walk(old: Any, new: Any, key: str) -> dict[str, str]:
         if isinstance(old, dict) and isinstance(new, dict):
             names = [*old, *(name for name in new if name not in old)]
-            return [line for n in names for line in walk(old.get(n), new.get(n), f"{key}.{n}")]
-        return [] if old == new else [f"{key[1:]}: {old} → {new}"]
+            changed: dict[str, str] = {}
+            for name in names:
+                changed |= walk(old.get(name), new.get(name), f"{key}.{name}")
+            return changed
+        return {} if old == new else {key[1:]: f"{old} → {new}"}
 
     return walk(asdict(before), asdict(after), "")
 

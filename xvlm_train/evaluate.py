@@ -9,6 +9,8 @@ import click
 from rich.console import Console
 from rich.table import Table
 
+from xvlm_data.errors import UserError
+
 
 @click.command("evaluate")
 @click.argument("run", type=click.Path(path_type=Path))
@@ -22,6 +24,7 @@ from rich.table import Table
     metavar="N OUT",
     help="Draw N images with predicted and true boxes into the folder OUT.",
 )
+@click.option("--ema", is_flag=True, help="The averaged weights of a run with optim.ema.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def evaluate_command(
     run: Path,
@@ -30,9 +33,10 @@ def evaluate_command(
     image_root: str | None,
     device: str,
     pictures: tuple[int, Path] | None,
+    ema: bool,
     as_json: bool,
 ) -> None:
-    """Retrieval and grounding of RUN, a run's folder or one of its checkpoints.
+    """Retrieval and grounding of RUN, a run's folder, one of its checkpoints, or an exported model.
 
     Retrieval ranks by contrastive similarity among the images given; grounding counts predicted
     boxes with IoU of at least 0.5. Chance stands beside each.
@@ -48,7 +52,9 @@ def evaluate_command(
     from xvlm_train.saved import load_saved
 
     console = Console(stderr=as_json)
-    saved = load_saved(run, choose_device(device))
+    saved = load_saved(run, choose_device(device), average=ema)
+    if saved.tokenizer is None:
+        raise UserError(f"{run}: has no tokenizer", "import it again with --tokenizer")
     opened = [open_manifest(manifest, image_root=image_root) for manifest in manifests]
     held_out = EvalSet(opened, saved.config.data, limit=images)
     evaluator = Evaluator(saved.model, saved.tokenizer, saved.config.data.max_tokens)

@@ -273,21 +273,19 @@ def _epochs(
     config: PretrainConfig, manifests: dict[str, Manifest], gpus: int
 ) -> dict[str, dict[str, float]]:
     """How often a run sees each manifest's rows in a stream, if all are drawn alike."""
-    from xvlm_train.data.rows import count_rows
-    from xvlm_train.data.stream import usable_granularities
+    from xvlm_train.data.entries import default_reads
+    from xvlm_train.data.rows import count_concepts
 
     share = {"image_text": 1.0, "multi_grained": config.train.iter_perc}
     images = {"image_text": config.data.batch_size, "multi_grained": config.data.max_images}
     found: dict[str, dict[str, float]] = {}
     for stream in _STREAMS:
-        wanted = usable_granularities(config.data, stream == "multi_grained")
+        reads = default_reads(stream == "multi_grained", config.data.region_as_caption)
         rows = {
             spec: sum(
-                number
+                count_concepts(manifest, s, g, reads)[0]
                 for s, shard in enumerate(manifest.shards)
                 for g in range(len(shard.row_groups))
-                for present, number in count_rows(manifest, s, g).items()
-                if set(present) & set(wanted)
             )
             for spec, manifest in manifests.items()
         }

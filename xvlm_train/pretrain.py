@@ -2,20 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import sys
-from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import click
-import msgspec
 
-from xvlm_data.errors import UserError
-from xvlm_train.config import PRESETS, PretrainConfig, differences, dump_config, load_config
-
-if TYPE_CHECKING:
-    from xvlm_train.engine.checkpoint import Checkpoint
-    from xvlm_train.run import Inputs
+from xvlm_train.config import PRESETS, dump_config, load_config
 
 DEFAULT_PRESET = "tiny"
 
@@ -54,10 +47,18 @@ DEFAULT_PRESET = "tiny"
     " in the original, left out, or positives. [--set parity.same_text_negatives]",
 )
 @click.option("--out", type=click.Path(path_type=Path), help="The run's folder. [runs/PRESET]")
+@click.option("--init", help="Start with the weights of this folder or Hub repository.")
 @click.option(
     "--resume",
     metavar="RUN|CHECKPOINT|auto",
     help="Go on exactly where it stands; auto: with --out if it was begun, else start.",
+)
+@click.option(
+    "--allow-change",
+    "allowed",
+    multiple=True,
+    metavar="KEY",
+    help="Resume although this setting (or: manifests) changed; repeatable.",
 )
 @click.option("--print-config", is_flag=True, help="Print the whole configuration, and stop.")
 def pretrain_command(
@@ -74,7 +75,9 @@ def pretrain_command(
     parity: str,
     same_text_negatives: str | None,
     out: Path | None,
+    init: str | None,
     resume: str | None,
+    allowed: tuple[str, ...],
     print_config: bool,
 ) -> None:
     """Train X-VLM: contrastive, matching, masked words, and boxes.
@@ -89,7 +92,8 @@ def pretrain_command(
         --out runs/base --set optim.lr=2e-4
     xvlm-train pretrain --preset base --recipe manifests/4m.yaml --out runs/4m
     xvlm-train pretrain --resume runs/first
-    torchrun --nproc_per_node 8 -m xvlm_train pretrain --preset base …
+    xvlm-train pretrain --init models/xvlm-4m --manifest manifests/mine --out runs/mine
+    torchrun --standalone --nproc_per_node 8 -m xvlm_train pretrain --preset base …
     """
     settings = [
         *_of_recipe(recipe),
@@ -108,14 +112,19 @@ def pretrain_command(
     from rich.console import Console
 
     from xvlm_train.engine import distributed
-    from xvlm_train.run import Inputs, Run
-
-    found, folder = find_start(
-        resume, out or Path("runs") / (preset or DEFAULT_PRESET), out is None
+    from xvlm_train.engine.preemption import EXIT_CODES
+    from xvlm_train.engine.watchdog import HANGS
+    from xvlm_train.resume import (
+        RESUME,
+        find_start,
+        prepare_folder,
+        refuse_silent,
+        settle_config,
+        settle_inputs,
     )
-    config, changes = settle_config(found, preset, config_file, settings, official)
-    world = distributed.start(config.train.device)
-    console = Console(stderr=True, highlight=False, soft_wrap=True, quiet=not world.is_main)
+    from xvlm_train.run import Inputs, Run
+    from xvlm_train.saved import dictated, locate
+
     given = Inputs(
         shared=_absolute((*shared, recipe) if recipe else shared),
         image_text=_absolute(image_text),
@@ -123,22 +132,46 @@ def pretrain_command(
         held_out=_absolute(held_out),
         image_root=image_root,
     )
+    chosen = preset or DEFAULT_PRESET
+    default_out = out or Path("runs") / chosen
+    _record_flights(default_out / HANGS)
+    distributed.join()
+    # Rank 0 alone reads and checks checkpoints, so that all go on from the same one.
+    found, folder = distributed.on_main(lambda: find_start(resume, default_out, out is None))
+    # And downloads; a run that goes on has its weights.
+    start = distributed.on_main(lambda: locate(init)) if init and found is None else None
+    model = dictated(start) if start else None
+    config, changes = settle_config(
+        found, chosen, preset is not None, config_file, settings, official, model
+    )
+    refuse_silent(changes, allowed)
     inputs = settle_inputs(given, found)
-    if world.is_main:
-        prepare_folder(folder, found, resume)
-    distributed.barrier()
+    world = distributed.start(config.train.device)
+    console = Console(stderr=True, highlight=False, soft_wrap=True, quiet=not world.is_main)
+    distributed.on_main(lambda: prepare_folder(folder, found, resume))
     if found:
-        console.print(f"going on from {found.path}")
-        for change in changes:
-            console.print(f"[yellow]changed: {change}[/]")
+        for problem in found.passed_over:
+            console.print(f"[yellow]passed over: {problem}[/]")
+        console.print(f"going on from step {found.step}, {found.path}")
+        for key, change in changes.items():
+            console.print(f"[yellow]changed: {key}: {change}[/]")
     elif preset is None and config_file is None:
         console.print(f"preset {DEFAULT_PRESET} (see --preset)")
-    run = Run(config, inputs, folder, world, resume=found, console=console)
-    done = run.train()
+    run = Run(
+        config,
+        inputs,
+        folder,
+        world,
+        resume=found,
+        init=start,
+        allowed=frozenset(allowed),
+        console=console,
+    )
+    done, stop = run.train()
     distributed.finish()
-    if done < config.train.steps:
+    if stop:
         console.print(f"stopped after step {done}; go on with: {RESUME} {folder}")
-        sys.exit(130)
+        sys.exit(EXIT_CODES.get(stop, 2))
     console.print(f"done: {done} steps, {folder}")
 
 
@@ -152,97 +185,13 @@ def _of_recipe(recipe: str | None) -> list[str]:
     return [f"train.iter_perc={share}"]
 
 
+def _record_flights(folder: Path) -> None:
+    """Let NCCL keep its last collectives, and write them where the hang reports are."""
+    os.environ.setdefault("TORCH_FR_BUFFER_SIZE", "2000")
+    os.environ.setdefault("TORCH_FR_DUMP_ON_TIMEOUT", "1")
+    os.environ.setdefault("TORCH_FR_DUMP_TEMP_FILE", str(folder.absolute() / "nccl_rank_"))
+
+
 def _absolute(specs: tuple[str, ...]) -> list[str]:
     """Manifests by names that hold wherever the run is resumed from."""
     return [spec if "://" in spec else str(Path(spec).absolute()) for spec in specs]
-
-
-RESUME = "xvlm-train pretrain --resume"
-
-
-def find_start(
-    resume: str | None, out: Path, out_is_default: bool
-) -> tuple[Checkpoint | None, Path]:
-    """The checkpoint to go on from, if any, and the run's folder.
-
-    Raises:
-        UserError: ``resume`` names nothing that can be resumed.
-    """
-    from xvlm_train.engine import checkpoint
-
-    if resume is None:
-        return None, out
-    if resume == "auto":
-        begun = (out / checkpoint.FOLDER / checkpoint.LATEST).exists()
-        return (checkpoint.find(out) if begun else None), out
-    found = checkpoint.find(Path(resume))
-    if not out_is_default:
-        return found, out
-    if found.path.parent.name != checkpoint.FOLDER:
-        raise UserError(
-            f"{found.path} does not lie in a run's folder", "say where to go with --out"
-        )
-    return found, found.path.parent.parent
-
-
-def settle_config(
-    found: Checkpoint | None,
-    preset: str | None,
-    file: Path | None,
-    overrides: list[str],
-    official: bool,
-) -> tuple[PretrainConfig, list[str]]:
-    """The configuration of the run, and what differs from the checkpoint's.
-
-    Without a preset, a resumed run keeps the checkpoint's settings under what is given anew.
-    """
-    from xvlm_train.saved import CONFIG_FILE
-
-    files = [file] if file else []
-    if found is None:
-        return load_config(preset or DEFAULT_PRESET, files, overrides, official=official), []
-    kept = found.path / CONFIG_FILE
-    before = load_config(files=[kept])
-    if preset is None:
-        files = [kept, *files]
-    config = load_config(preset, files, overrides, official=official)
-    # The vocabulary's size is the tokenizer's, which comes with the checkpoint.
-    config.model.text = replace(config.model.text, vocab=before.model.text.vocab)
-    return config, differences(before, config)
-
-
-def settle_inputs(given: Inputs, found: Checkpoint | None) -> Inputs:
-    """The manifests of the run: as given, or where none are, those of the checkpoint.
-
-    Raises:
-        UserError: no training manifest at all.
-    """
-    if given.shared or given.image_text or given.multi_grained:
-        return given
-    if found is None:
-        raise UserError("no manifest", "give at least one --manifest")
-    try:
-        before = msgspec.convert(found.state["inputs"], type(given))
-    except (KeyError, msgspec.ValidationError) as error:
-        what = f"{found.path}: its state.json does not say the manifests ({error})"
-        raise UserError(what, "give them with --manifest") from None
-    return replace(
-        before,
-        held_out=given.held_out or before.held_out,
-        image_root=given.image_root or before.image_root,
-    )
-
-
-def prepare_folder(folder: Path, found: Checkpoint | None, resume: str | None) -> None:
-    """Make the run's folder.
-
-    Raises:
-        UserError: another run's remains are in it.
-    """
-    from xvlm_train.engine import checkpoint
-
-    own = found is not None and found.path.resolve().is_relative_to(folder.resolve())
-    if checkpoint.has_run(folder) and not own and resume != "auto":
-        fix = f"go on with it ({RESUME} {folder}) or choose another --out"
-        raise UserError(f"{folder} already holds a run", fix)
-    folder.mkdir(parents=True, exist_ok=True)

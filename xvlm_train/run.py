@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -22,19 +24,32 @@ from xvlm_train.data.evaluation import EvalSet
 from xvlm_train.data.loader import batches
 from xvlm_train.data.stream import Stream
 from xvlm_train.data.tokenizer import Tokenizer, training_texts
-from xvlm_train.engine import checkpoint, distributed
-from xvlm_train.engine.checkpoint import Checkpoint
+from xvlm_train.engine import distributed, sharding
+from xvlm_train.engine.checkpoint import EMA, MODEL, OPTIMIZER, Checkpoint, Retention
 from xvlm_train.engine.distributed import World
+from xvlm_train.engine.ema import WeightAverage
 from xvlm_train.engine.loop import IMAGE_TEXT, MULTI_GRAINED, Precision, Settings, Trainer
 from xvlm_train.engine.metrics import Log
 from xvlm_train.engine.optim import adamw, parameter_groups
+from xvlm_train.engine.preemption import Stop
+from xvlm_train.engine.saving import Saver
 from xvlm_train.engine.schedule import is_multi_grained
+from xvlm_train.engine.watchdog import Watchdog
+from xvlm_train.engine.weights import (
+    load_average,
+    load_model,
+    load_optimizer,
+    model_tensors,
+    optimizer_tensors,
+    volatile_names,
+)
 from xvlm_train.evaluate import results_table
 from xvlm_train.evaluator import Evaluator
 from xvlm_train.model.config import Parity
 from xvlm_train.model.official import official_name
 from xvlm_train.model.pretrained import initialise
 from xvlm_train.model.xvlm import XVLM
+from xvlm_train.multiples import freeze, rate_multiple
 from xvlm_train.objectives import (
     Whole,
     compute_losses,
@@ -43,7 +58,9 @@ from xvlm_train.objectives import (
     same_pairs,
     whole_of,
 )
-from xvlm_train.saved import CONFIG_FILE, TOKENIZER_FOLDER
+from xvlm_train.resume import Position, refuse_silent
+from xvlm_train.saved import CONFIG_FILE, TOKENIZER_FOLDER, load_weights
+from xvlm_train.telemetry import host_measures, measures
 
 
 @dataclass(kw_only=True)
@@ -81,8 +98,7 @@ class Objective(nn.Module):
         share = 1 / part[1].parts if part else 1
         values["matching_accuracy"] = matching_accuracy(outputs) * share
         values["temperature"] = outputs.temperature.detach() * share
-        values["fill"] = values["total"].detach().new_full((), batch.fill * share)
-        return values
+        return values | measures(outputs, batch)
 
     def whole(self, parts: Sequence[Batch], begin: Callable[[int], None]) -> Whole:
         """What the parts of a batch have to know of each other; without gradients."""
@@ -108,11 +124,13 @@ class Run:
         folder: where it all goes; of no other run.
         world: this process.
         resume: go on from here.
+        init: a folder of weights to start with (:mod:`xvlm_train.saved`).
+        allowed: settings that may differ from the checkpoint's although they make it wrong.
         console: of the main rank; quiet elsewhere.
 
     Raises:
-        UserError: manifests without usable rows, no such pre-trained weights, a checkpoint that
-            does not fit.
+        UserError: manifests without usable rows, or others than the checkpoint's; no such
+            pre-trained weights; a checkpoint that does not fit.
     """
 
     def __init__(
@@ -123,10 +141,13 @@ class Run:
         world: World,
         *,
         resume: Checkpoint | None,
+        init: Path | None = None,
+        allowed: frozenset[str] = frozenset(),
         console: Console,
     ) -> None:
         self.config, self.inputs, self.folder = config, inputs, folder
         self.world, self.resume, self.console = world, resume, console
+        self.init = init
         self.precision = precision_for(config.train.precision, world.device)
         opened = _open_all(inputs)
         self.fingerprints = {
@@ -138,24 +159,45 @@ class Run:
         self.model = self._make_model()
         self.start_step = resume.step if resume else 0
         self.streams = self._make_streams(opened)
-        self._compare_data()
+        self._compare_data(allowed)
+        self._first_batches = self._place()
         self.held_out = (
             EvalSet(opened["held_out"], config.data, limit=config.train.eval_images)
             if opened["held_out"]
             else None
         )
+        self.sharded = config.train.sharding == "fsdp" and world.size > 1
+        self.watchdog = Watchdog(folder, world.rank, config.train.hang_seconds, _say)
+        self.saver = Saver(
+            folder,
+            write_extras=self._write_extras,
+            keep=Retention(config.train.keep_last, config.train.keep_every),
+            say=console.print,
+            is_main=world.is_main,
+            sharded=self.sharded,
+        )
         self.trainer = self._make_trainer()
 
-    def train(self) -> int:
-        """Train to the last step, or to an interrupt; returns the number of steps done."""
+    def train(self) -> tuple[int, Stop]:
+        """Train to the last step, or until told to stop; see :meth:`Trainer.fit`."""
         self._introduce()
-        if not self.world.is_main:
-            return self.trainer.fit()
-        (self.folder / CONFIG_FILE).write_text(dump_config(self.config), encoding="utf-8")
-        steps = self.config.train.steps
-        with Log(self.folder, resume_step=self.start_step, total_steps=steps) as log:
-            self.trainer.log = log
-            return self.trainer.fit()
+        with self.watchdog, distributed.lost_ranks_told():
+            if not self.world.is_main:
+                return self.trainer.fit()
+            (self.folder / CONFIG_FILE).write_text(dump_config(self.config), encoding="utf-8")
+            train = self.config.train
+            with Log(
+                self.folder,
+                resume_step=self.start_step,
+                total_steps=train.steps,
+                wandb=train.wandb,
+            ) as log:
+                self.trainer.log = log
+                problems = self.resume.passed_over if self.resume else []
+                log.event(self.start_step, "start", ranks=self.world.size, passed_over=problems)
+                step, stop = self.trainer.fit()
+                log.event(step, "end", reason=stop.name.lower())
+                return step, stop
 
     def _make_tokenizer(self, manifests: Sequence[Manifest]) -> Tokenizer:
         settings = self.config.tokenizer
@@ -178,8 +220,12 @@ class Run:
         torch.manual_seed(config.train.seed)
         model = XVLM(config.model, config.compute)
         if self.resume:
-            checkpoint.load_model(self.resume, model)
+            load_model(self.resume, model)
             self.new_parameters = set(self.resume.state["new_parameters"])
+        elif self.init:
+            self.new_parameters = set()
+            resized = load_weights(self.init, model)
+            self.console.print(f"starts from {self.init}, {len(resized)} tables resized")
         else:
             # One rank reads (or downloads); DDP gives the weights to the others.
             new: set[str] = set()
@@ -216,26 +262,32 @@ class Run:
 
     def _make_trainer(self) -> Trainer:
         config, world = self.config, self.world
+        if frozen := freeze(self.model, config.optim.freeze):
+            self.console.print(f"{frozen:,} parameters stay as they are")
+        multiple = rate_multiple(self.model, config.optim.layer_decay, config.optim.lr_multiples)
+        objective: nn.Module = Objective(self.model, config.parity)
+        gradients = self._shard(objective) if self.sharded else None
         groups = parameter_groups(
-            self.model.named_parameters(),
+            gradients.named_local if gradients else self.model.named_parameters(),
             lr=config.optim.lr,
             weight_decay=config.optim.weight_decay,
             new_lr_multiple=config.optim.new_lr_multiple,
             is_new=lambda name: name in self.new_parameters,
+            multiple=multiple,
             rule=config.optim.decay_rule,
             official_name=official_name,
         )
         optimizer = adamw(groups, betas=config.optim.betas, eps=config.optim.eps)
         if self.resume:
-            checkpoint.load_optimizer(self.resume, optimizer)
-        objective: nn.Module = Objective(self.model, config.parity)
-        if world.size > 1:
+            load_optimizer(self.resume, optimizer, gradients.sharded if gradients else None)
+        if world.size > 1 and not self.sharded:
             objective = DistributedDataParallel(
                 objective,
                 device_ids=[world.device] if world.device.type == "cuda" else None,
                 # The box head has no part in image-text steps.
                 find_unused_parameters=True,
             )
+        self.average = self._make_average()
         trainer = Trainer(
             world=world,
             settings=Settings(
@@ -251,18 +303,48 @@ class Run:
                 eval_every=config.train.eval_every,
                 save_every=config.train.save_every,
                 max_skipped=config.train.max_skipped,
+                kind=config.schedule.kind,
+                final=config.schedule.final,
+                decay=config.schedule.decay,
+                spike_sigmas=config.train.spike_sigmas,
+                max_bad_rows=config.train.max_bad_rows,
             ),
             model=objective,
             optimizer=optimizer,
             streams={name: self._batches(name, stream) for name, stream in self.streams.items()},
             log=None,
             save=self._save,
+            saves=self.saver,
             evaluate=self._evaluate if self.held_out is not None else None,
+            describe=lambda batch: host_measures(batch, config.data.max_texts),
+            average=self.average,
+            watchdog=self.watchdog,
+            gradients=gradients,
             start_step=self.start_step,
         )
         if self.resume:
-            trainer.scaler.load_state_dict(self.resume.state["scaler"])
+            trainer.load_state(self.resume.state["loop"])
         return trainer
+
+    def _shard(self, objective: nn.Module) -> sharding.ShardedGradients:
+        """Shard the model over the ranks; its parameters as the optimiser sees them then."""
+        if not self.resume:
+            sharding.copy_from_main(self.model)
+        sharding.shard(
+            objective,
+            sharding.blocks_of(self.model, _BLOCK.fullmatch),
+            device=self.world.device,
+            dtype=self.config.train.sharding_dtype,
+        )
+        return sharding.ShardedGradients(self.model.named_parameters())
+
+    def _make_average(self) -> WeightAverage | None:
+        if not self.config.optim.ema:
+            return None
+        average = WeightAverage(self.model, self.config.optim.ema)
+        if self.resume and self.resume.has(EMA):
+            load_average(self.resume, average.tensors)
+        return average
 
     def _batches(self, name: str, stream: Stream) -> Iterator[Batch]:
         start = self._batches_before(name, self.start_step)
@@ -276,56 +358,105 @@ class Run:
         )
 
     def _batches_before(self, name: str, step: int) -> int:
-        """The number of a stream's batches in the steps before ``step``: its position there."""
+        """The number of a stream's batches before ``step``: its position there."""
+        first, train = self._first_batches[name], self.config.train
         if name == IMAGE_TEXT:
-            return step
-        train = self.config.train
-        return sum(is_multi_grained(train.seed, s, train.iter_perc) for s in range(step))
+            return first + step - self.start_step
+        return first + sum(
+            is_multi_grained(train.seed, s, train.iter_perc) for s in range(self.start_step, step)
+        )
 
-    def _save(self, step: int) -> None:
+    def _place(self) -> dict[str, int]:
+        """The batches of each stream that are done: of this number of ranks and these sizes."""
+        first = dict.fromkeys(self.streams, 0)
+        before = self.resume.state["streams"] if self.resume else {}
+        for name, stream in self.streams.items():
+            if name in before:
+                position = Position.from_state(before[name])
+                first[name], again = position.batches(stream, self.world.size)
+                if again:
+                    self.console.print(
+                        f"[yellow]{name}: goes on in epoch {position.epoch} at row"
+                        f" {position.row - again:,}; {again:,} rows come a second time[/]"
+                    )
+        return first
+
+    def _save(self, step: int, loop: dict[str, Any]) -> None:
+        tensors, shared = model_tensors(self.model)
+        parts = {MODEL: tensors}
+        # The optimiser's own tensors are this rank's; its checkpoint's are parts of a whole.
+        gradients = self.trainer.gradients
+        moments = optimizer_tensors(self.trainer.optimizer)
+        if isinstance(gradients, sharding.ShardedGradients):
+            moments = gradients.as_parts(moments)
+        parts[OPTIMIZER] = moments
+        if self.average is not None:
+            parts[EMA] = self.average.tensors
         state: dict[str, Any] = {
             "step": step,
             "seed": self.config.train.seed,
             "world_size": self.world.size,
-            "streams": {name: self._batches_before(name, step) for name in self.streams},
+            "streams": {
+                name: Position.after(
+                    self._batches_before(name, step), stream, self.world.size
+                ).as_state()
+                for name, stream in self.streams.items()
+            },
             "data": self.fingerprints,
             "inputs": asdict(self.inputs),
             "new_parameters": sorted(self.new_parameters),
-            "scaler": self.trainer.scaler.state_dict(),
+            "shared_tensors": shared,
+            "loop": loop,
         }
-        path = checkpoint.save(
-            self.folder,
-            model=self.model,
-            optimizer=self.trainer.optimizer,
-            state=state,
-            write_extras=self._write_extras,
-            keep_last=self.config.train.keep_last,
-        )
-        self.console.print(f"[dim]saved {path}[/]")
+        self.saver.start(parts, state, volatile_names(self.model))
 
     def _write_extras(self, folder: Path) -> None:
         (folder / CONFIG_FILE).write_text(dump_config(self.config), encoding="utf-8")
         self.tokenizer.save(folder / TOKENIZER_FOLDER)
 
     def _evaluate(self) -> dict[str, float]:
-        assert self.held_out is not None
-        evaluator = Evaluator(self.model, self.tokenizer, self.config.data.max_tokens)
-        values = evaluator.measure(self.held_out)
-        self.console.print(results_table(values, "held out"))
+        """Measures of the held-out data, on the main rank; the others wait for it."""
+        values = self._measure("held out")
+        if self.average is not None:
+            with self.average.in_place():
+                averaged = self._measure("held out, averaged weights")
+            values |= {f"ema/{name}": value for name, value in averaged.items()}
+        distributed.barrier()
         return values
 
-    def _compare_data(self) -> None:
-        """Say when a resumed run does not read what the first part read."""
+    def _measure(self, title: str) -> dict[str, float]:
+        assert self.held_out is not None
+        model = self.model
+        if self.sharded:
+            model = XVLM(self.config.model).to(self.world.device) if self.world.is_main else model
+            sharding.gather_model(self.model, model if self.world.is_main else None)
+        if not self.world.is_main:
+            return {}
+        evaluator = Evaluator(model, self.tokenizer, self.config.data.max_tokens)
+        values = evaluator.measure(self.held_out)
+        self.console.print(results_table(values, title))
+        return values
+
+    def _compare_data(self, allowed: frozenset[str]) -> None:
+        """Refuse a resumed run that does not read what the first part read; say what differs.
+
+        Raises:
+            UserError: other manifests, and not allowed to be.
+        """
         if not self.resume:
             return
-        for name, before in self.resume.state["data"].items():
-            if self.fingerprints[name] != before:
-                self.console.print(f"[yellow]the {name} manifests changed: other batches follow[/]")
+        before = self.resume.state["data"]
+        other = [name for name, prints in before.items() if self.fingerprints[name] != prints]
+        if other:
+            change = f"those of {' and '.join(other)} are not the ones the run began with"
+            refuse_silent({"manifests": change}, allowed)
+            self.console.print(f"[yellow]changed: manifests: {change}[/]")
         size = self.resume.state["world_size"]
         if size != self.world.size:
             self.console.print(
-                f"[yellow]{size} ranks before, {self.world.size} now: global batch and order"
-                " differ[/]"
+                f"[yellow]{size} ranks before, {self.world.size} now: weights, moments and the"
+                " place in the data go on; the global batch, random numbers and with them the"
+                " losses differ from a run of one size[/]"
             )
 
     def _introduce(self) -> None:
@@ -347,6 +478,15 @@ class Run:
                 )
             for unused in stream.unused:
                 self.console.print(f"{name}: nothing for it in {unused}")
+
+
+#: What is gathered and freed as one when the model is sharded: layers of BERT, blocks of timm.
+_BLOCK = re.compile(r".*\.(blocks|layer\d*)\.\d+")
+
+
+def _say(text: str) -> None:
+    """A line on standard error, of whichever rank."""
+    print(text, file=sys.stderr, flush=True)
 
 
 #: What to do when no manifest has rows for a stream.

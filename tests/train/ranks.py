@@ -5,13 +5,17 @@ from __future__ import annotations
 from safetensors.torch import save_file
 
 from xvlm_train import commands, run
+from xvlm_train.engine.weights import local_part
 
 _train = run.Run.train
 
 
 def _train_and_keep(self: run.Run) -> int:
     done = _train(self)
-    weights = {name: value.contiguous() for name, value in self.model.named_parameters()}
+    weights = {
+        name: local_part(value.detach()).contiguous()
+        for name, value in self.model.named_parameters()
+    }
     save_file(weights, self.folder / f"rank{self.world.rank}.safetensors")
     return done
 

@@ -23,7 +23,7 @@ from safetensors.torch import load_file
 from tests.train import small_manifests as small
 from tests.train.test_evaluate import SHRUNK
 from xvlm_train.commands import main
-from xvlm_train.engine import checkpoint
+from xvlm_train.engine import checkpoint, saving
 from xvlm_train.engine.metrics import read_metrics
 
 LOSSES = {"contrastive", "matching", "mlm", "total"}
@@ -111,6 +111,7 @@ def test_all_losses_of_both_streams_are_there_and_finite(whole: Path) -> None:
 def test_a_checkpoint_is_complete_and_free_of_pickles(whole: Path) -> None:
     newest = whole / "checkpoints" / "step_00000006"
     assert sorted(str(p.relative_to(newest)) for p in newest.rglob("*") if p.is_file()) == [
+        "SHA256SUMS",
         "config.yaml",
         "model.safetensors",
         "optimizer.safetensors",
@@ -124,7 +125,7 @@ def test_a_checkpoint_is_complete_and_free_of_pickles(whole: Path) -> None:
 
 def measured(run: Path) -> list[dict[str, Any]]:
     """The lines after step 3 without what depends on the clock."""
-    clock = ("time", "samples_per_second", "data_wait")
+    clock = ("time", "samples_per_second", "data_wait", "save_wait", "memory_gb")
     lines = [line for line in read_metrics(run) if line["step"] > 3]
     return [{k: v for k, v in line.items() if k not in clock} for line in lines]
 
@@ -137,7 +138,7 @@ def test_resuming_goes_on_bit_for_bit(whole: Path, tmp_path: Path) -> None:
     assert result.exit_code == 0, result.stderr
     assert "changed" not in result.stderr
     assert measured(out) == measured(whole) != []
-    for name in (checkpoint.MODEL, checkpoint.OPTIMIZER):
+    for name in ("model.safetensors", "optimizer.safetensors"):
         ours = load_file(out / "checkpoints" / "step_00000006" / name)
         theirs = load_file(whole / "checkpoints" / "step_00000006" / name)
         assert ours.keys() == theirs.keys()
@@ -174,11 +175,43 @@ def test_changed_settings_and_data_are_named(whole: Path, data: Path, tmp_path: 
     out = tmp_path / "longer"
     result = xvlm(
         *("pretrain", "--resume", half, "--out", str(out), "--steps", "4"),
-        *("--manifest", str(data / "boxed.parquet")),
+        *("--manifest", str(data / "boxed.parquet"), "--allow-change", "manifests"),
     )
     assert result.exit_code == 0, result.stderr
     assert "changed: train.steps: 6 → 4" in result.stderr
-    assert "the image_text manifests changed" in result.stderr
+    assert "changed: manifests: those of image_text" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("setting", "key"),
+    [
+        ("data.seed=5", "data.seed"),
+        ("data.pool_groups=1", "data.pool_groups"),
+        ("model.text.heads=4", "model.text.heads"),  # fits every tensor, and computes otherwise
+        ("tokenizer.vocab_size=100", "tokenizer.vocab_size"),
+    ],
+)
+def test_what_would_be_silently_wrong_is_refused_unless_told(
+    whole: Path, tmp_path: Path, setting: str, key: str
+) -> None:
+    half = str(whole / "checkpoints" / "step_00000003")
+    line = ["pretrain", "--resume", half, "--out", str(tmp_path / "x"), "--steps", "4"]
+    line += ["--set", setting]
+    told = refused(*line)
+    assert f"{key}: " in told and f"--allow-change {key}" in told
+    assert not (tmp_path / "x").exists()
+    result = xvlm(*line, "--allow-change", key)
+    assert result.exit_code == 0, result.stderr
+    assert f"changed: {key}" in result.stderr
+
+
+def test_other_manifests_are_refused_unless_told(whole: Path, data: Path, tmp_path: Path) -> None:
+    half = str(whole / "checkpoints" / "step_00000003")
+    told = refused(
+        *("pretrain", "--resume", half, "--out", str(tmp_path / "x")),
+        *("--manifest", str(data / "boxed.parquet")),
+    )
+    assert "manifests: those of image_text" in told and "--allow-change manifests" in told
 
 
 def test_two_ranks_train_one_model(data: Path, tmp_path: Path) -> None:
@@ -200,7 +233,7 @@ def test_two_ranks_train_one_model(data: Path, tmp_path: Path) -> None:
     first, second = (load_file(out / f"rank{rank}.safetensors") for rank in range(2))
     assert first.keys() == second.keys()
     assert all(torch.equal(first[name], second[name]) for name in first)
-    saved = load_file(out / "checkpoints" / "step_00000003" / checkpoint.MODEL)
+    saved = load_file(out / "checkpoints" / "step_00000003" / "model.safetensors")
     assert all(torch.equal(first[name], saved[name]) for name in first)
     lines = read_metrics(out)
     assert [line["step"] for line in lines] == [1, 2, 3]
@@ -278,16 +311,21 @@ def test_wrong_input_is_one_line(data: Path, whole: Path, tmp_path: Path) -> Non
     assert str(file) in refused(*arguments(data, file / "run"))
 
 
-def test_a_damaged_checkpoint_is_told(whole: Path, tmp_path: Path) -> None:
+def test_a_damaged_checkpoint_is_passed_over(whole: Path, tmp_path: Path) -> None:
     copy = tmp_path / "copy"
     shutil.copytree(whole, copy)
     newest = copy / "checkpoints" / "step_00000006"
-    for name in ("config.yaml", "tokenizer/tokenizer.json", "model.safetensors"):
-        good = (newest / name).read_bytes()
-        (newest / name).write_bytes(good[: len(good) // 3])
-        line = refused("pretrain", "--resume", str(copy), "--steps", "9")
-        assert "step_00000006" in line
-        (newest / name).write_bytes(good)
+    (newest / "config.yaml").write_bytes(b"train: {steps: 1}\n")
+    line = refused("pretrain", "--resume", str(newest), "--steps", "9")
+    assert "step_00000006/config.yaml: damaged" in line
+    assert "another checkpoint of the run" in line
+    result = xvlm("pretrain", "--resume", str(copy))
+    assert result.exit_code == 0, result.stderr
+    assert "passed over: " in result.stderr
+    assert "config.yaml: damaged" in result.stderr
+    assert "going on from step 3" in result.stderr
+    assert measured(copy) == measured(whole)
+    assert (copy / "checkpoints" / "damaged_step_00000006").is_dir()
 
 
 def test_a_full_disk_ends_with_one_line(
@@ -296,7 +334,7 @@ def test_a_full_disk_ends_with_one_line(
     def full(*args: object, **kwargs: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device", "somewhere")
 
-    monkeypatch.setattr(checkpoint, "save_file", full)
+    monkeypatch.setattr(saving, "save_file", full)
     line = refused(*arguments(data, tmp_path / "x", "--steps", "1"))
     assert line == (
         "error: somewhere: No space left on device; free some space and run it again;"

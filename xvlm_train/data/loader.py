@@ -52,7 +52,7 @@ def batches(
             yield _pinned(batch) if pin_memory else batch
         return
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["xvlm_train.data.stream"])
+    context.set_forkserver_preload(["xvlm_train.data.forkserver", "xvlm_train.data.stream"])
     loader = DataLoader(
         _Steps(stream, rank, world),
         batch_size=None,
@@ -130,6 +130,8 @@ def _one_thread(worker: int) -> None:
 
     # A terminal's Ctrl-C reaches the workers too, but the run still needs them to end in order.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # Likewise a cluster's signals; a second SIGTERM is that of somebody who means this process.
+    signal.signal(signal.SIGTERM, lambda number, _: signal.signal(number, signal.SIG_DFL))
     torch.set_num_threads(1)
     cv2.setNumThreads(1)
     pa.set_cpu_count(1)

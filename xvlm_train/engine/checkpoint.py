@@ -1,39 +1,46 @@
-"""Checkpoints: safetensors and plain text only, complete or absent.
+"""Checkpoints on disk: safetensors and plain text only, complete or absent, checked when read.
 
 Layout of ``RUN/checkpoints/step_00001000/``:
 
     model.safetensors      every parameter and persistent buffer once, under the model's own names
     optimizer.safetensors  ``<parameter>.<state>`` (exp_avg, exp_avg_sq, step)
-    state.json             step, seed, loss scaler, which names share a tensor, format version,
-                           and the size of every other file, so that a cut one is noticed
+    ema.safetensors        the averaged weights, of runs that average
+    state.json             step, seed, loss scaler, positions in the streams, which names share a
+                           tensor, format version, and the size of every other file
     config.yaml            the whole configuration
     tokenizer/             what turns text into ids for this model
+    SHA256SUMS             of all of these; ``sha256sum --check SHA256SUMS`` agrees
+
+Of a sharded run (:mod:`xvlm_train.engine.sharding`) ``model/``, ``optimizer/`` and ``ema/`` stand
+in the place of the three files, with one safetensors file of torch's distributed checkpoint for
+each rank.
 
 A checkpoint is written beside its final name and renamed; then ``RUN/checkpoints/latest`` is
-replaced by a file with its name. Random numbers and the position in both streams are functions of
-(seed, step), so these two are the whole of that state.
+replaced by a file with its name. Random numbers are functions of (seed, step, rank), so these are
+the whole state of a run.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
+import re
 import shutil
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
-
-import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
-from torch import nn
 
 from xvlm_data.errors import UserError
 
 FOLDER, LATEST = "checkpoints", "latest"
-MODEL, OPTIMIZER, STATE = "model.safetensors", "optimizer.safetensors", "state.json"
-_FORMAT = 1
+MODEL, OPTIMIZER, EMA = "model", "optimizer", "ema"
+SUFFIX = ".safetensors"
+STATE, SUMS = "state.json", "SHA256SUMS"
+_FORMAT = 2
+_NAME = re.compile(r"step_(\d{8,})")
+_SUM = re.compile(r"([0-9a-f]{64})  ([^\n]+)")
 
 
 @dataclass
@@ -42,70 +49,93 @@ class Checkpoint:
 
     path: Path
     state: dict[str, Any]
+    passed_over: list[str] = field(default_factory=list)
+    """What is wrong with newer ones of the run."""
+    damaged: list[Path] = field(default_factory=list)
+    """These newer ones."""
 
     @property
     def step(self) -> int:
         """Steps done when it was written."""
         return int(self.state["step"])
 
+    def has(self, part: str) -> bool:
+        """Whether it holds :data:`MODEL`, :data:`OPTIMIZER` or :data:`EMA`."""
+        return (self.path / (part + SUFFIX)).exists() or (self.path / part).is_dir()
 
-def save(
-    run: Path,
-    *,
-    model: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    state: dict[str, Any],
-    write_extras: Callable[[Path], None],
-    keep_last: int,
-) -> Path:
-    """Write ``run``'s checkpoint of step ``state["step"]`` and forget all but the newest.
+
+@dataclass(frozen=True)
+class Retention:
+    """Which checkpoints of a run stay: the newest ``last``, and every ``every`` steps one."""
+
+    last: int
+    every: int = 0  # 0: none for being a milestone
+
+
+def begin(run: Path, step: int) -> Path:
+    """An empty folder to write the checkpoint of ``step`` into; it counts for nothing yet."""
+    partial = run / FOLDER / f".{_name(step)}.partial"
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    return partial
+
+
+def commit(run: Path, partial: Path, state: dict[str, Any], keep: Retention) -> Path:
+    """Make what lies in ``partial`` the checkpoint of ``state["step"]``, and forget old ones.
 
     Args:
         run: the run's folder.
-        model: without any wrapper.
-        optimizer: with ``names`` in its groups (:func:`xvlm_train.engine.optim.parameter_groups`).
+        partial: from :func:`begin`, with everything but state and checksums in it.
         state: plain JSON values; ``step`` is required.
-        write_extras: writes the configuration and the tokenizer into the given folder.
-        keep_last: how many checkpoints stay, at least 1.
+        keep: which checkpoints stay.
 
     Raises:
         OSError: no space, no permission; what was there before is untouched.
     """
+    document = {"format": _FORMAT, "files": _sizes(partial), **state}
+    (partial / STATE).write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
+    sums = "".join(f"{_digest(partial / name)}  {name}\n" for name in _sizes(partial))
+    (partial / SUMS).write_text(sums, encoding="utf-8")
+    _sync(partial)
     folder = run / FOLDER
-    final = folder / f"step_{state['step']:08d}"
-    partial, replaced = folder / f".{final.name}.partial", folder / f".{final.name}.replaced"
-    shutil.rmtree(partial, ignore_errors=True)
+    final = folder / _name(state["step"])
+    replaced = folder / f".{final.name}.replaced"
     shutil.rmtree(replaced, ignore_errors=True)
-    partial.mkdir(parents=True)
-    try:
-        tensors, shared = _unique_tensors(model)
-        save_file(tensors, partial / MODEL)
-        save_file(_optimizer_tensors(optimizer), partial / OPTIMIZER)
-        write_extras(partial)
-        document = {
-            "format": _FORMAT,
-            "files": _sizes(partial),
-            "shared_tensors": shared,
-            **state,
-        }
-        (partial / STATE).write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
-        _sync(partial)
-        if final.exists():  # the same step of a run that was resumed from before it
-            final.rename(replaced)
-        partial.rename(final)
-    except SafetensorError as error:  # safetensors wraps the operating system's errors
-        raise OSError(f"{partial}: {error}") from error
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+    if final.exists():  # the same step of a run that was resumed from before it
+        final.rename(replaced)
+    partial.rename(final)
     pointer = folder / f".{LATEST}.partial"
     pointer.write_text(final.name + "\n", encoding="utf-8")
     pointer.replace(folder / LATEST)
+    _sync_folder(folder)
     shutil.rmtree(replaced, ignore_errors=True)
-    # Later steps than this one belong to a past that the run was resumed from before.
-    past = sorted(path for path in folder.glob("step_*") if path.name <= final.name)
-    for old in past[:-keep_last]:
-        shutil.rmtree(old, ignore_errors=True)
+    _forget(folder, state["step"], keep)
     return final
+
+
+def discard(partial: Path) -> None:
+    """Remove what is left of a checkpoint that was not committed."""
+    shutil.rmtree(partial, ignore_errors=True)
+
+
+def _forget(folder: Path, newest: int, keep: Retention) -> None:
+    """Remove what retention does not keep; later steps belong to an abandoned past, and stay."""
+    past = [step for step in _steps(folder) if step <= newest]
+    for step in past[: -keep.last]:
+        if not keep.every or step % keep.every:
+            shutil.rmtree(folder / _name(step), ignore_errors=True)
+    for leftover in folder.glob(".step_*"):  # of processes that were killed while they saved
+        shutil.rmtree(leftover, ignore_errors=True)
+
+
+def _name(step: int) -> str:
+    return f"step_{step:08d}"
+
+
+def _steps(folder: Path) -> list[int]:
+    """The steps of the complete checkpoints in a folder, ascending."""
+    names = (_NAME.fullmatch(path.name) for path in folder.glob("step_*"))
+    return sorted(int(match[1]) for match in names if match)
 
 
 def _sync(folder: Path) -> None:
@@ -116,71 +146,77 @@ def _sync(folder: Path) -> None:
                 os.fsync(file.fileno())
 
 
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
 def _sizes(folder: Path) -> dict[str, int]:
     """Bytes of every file, by its path in ``folder``."""
     files = (path for path in sorted(folder.rglob("*")) if path.is_file())
     return {path.relative_to(folder).as_posix(): path.stat().st_size for path in files}
 
 
-def _unique_tensors(model: nn.Module) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
-    """The model's tensors, each once, and for every further name of one the name it is kept by."""
-    tensors: dict[str, torch.Tensor] = {}
-    shared: dict[str, str] = {}
-    first: dict[tuple[int, torch.Size], str] = {}
-    for name, tensor in model.state_dict().items():
-        key = (tensor.data_ptr(), tensor.shape)
-        if tensor.numel() and key in first:
-            shared[name] = first[key]
-        else:
-            first[key] = name
-            tensors[name] = tensor.contiguous()
-    return tensors, shared
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
-    return {
-        f"{name}.{key}": value.contiguous()
-        for group in optimizer.param_groups
-        for name, parameter in zip(group["names"], group["params"], strict=True)
-        for key, value in optimizer.state.get(parameter, {}).items()
-    }
+def find(path: Path, *, unused: Collection[str] = ()) -> Checkpoint:
+    """The checkpoint at ``path``: itself a checkpoint, or a run's newest that is undamaged.
 
-
-def find(path: Path) -> Checkpoint:
-    """The checkpoint at ``path``: itself a checkpoint, or a run's folder (its latest).
+    Args:
+        path: a checkpoint, a run's folder, or its folder of checkpoints.
+        unused: parts that the caller does not read (such as :data:`OPTIMIZER`); they are not
+            checked.
 
     Raises:
-        UserError: nothing is there, or it is incomplete or unreadable.
+        UserError: nothing is there; the checkpoint, or every one of the run, is damaged.
     """
     if not path.exists():
         raise UserError(f"{path}: not found", "name a run's folder or one of its checkpoints")
-    folder = path
-    if (path / FOLDER).is_dir():
-        path = path / FOLDER
-    if (path / LATEST).is_file():
-        folder = path / (path / LATEST).read_text(encoding="utf-8").strip()
-    if not (folder / STATE).is_file():
-        raise UserError(
-            f"{folder}: no checkpoint ({STATE} is missing)",
-            "name a run's folder or one of its checkpoints",
-        )
-    try:
-        state = json.loads((folder / STATE).read_text(encoding="utf-8"))
-        version, step, sizes = state["format"], state["step"], dict(state["files"])
-    except (ValueError, KeyError, TypeError) as error:
-        raise _damaged(folder / STATE, error) from None
-    if version != _FORMAT or not isinstance(step, int):
-        raise UserError(
-            f"{folder / STATE}: checkpoint format {version!r}, known is {_FORMAT}",
-            "use the version of xvlm that wrote it",
-        )
-    there = _sizes(folder)
-    for name, size in sizes.items():
-        if name not in there:
-            raise _damaged(folder / name, "missing")
-        if there[name] != size:
-            raise _damaged(folder / name, f"{there[name]} bytes, {size} were written")
-    return Checkpoint(folder, state)
+    folder = path / FOLDER if (path / FOLDER).is_dir() else path
+    candidates, passed_over = _candidates(folder)
+    if not candidates and not passed_over:
+        if _NAME.fullmatch(path.name) or (path / STATE).exists():
+            return read(path, unused=unused)
+        raise UserError(f"{path}: no checkpoint in it", "name a run's folder or a checkpoint")
+    for number, candidate in enumerate(candidates):
+        try:
+            found = read(candidate, unused=unused)
+        except UserError as error:
+            passed_over.append(error.what)
+            continue
+        found.passed_over, found.damaged = passed_over, candidates[:number]
+        return found
+    raise UserError(
+        f"{path}: every checkpoint is damaged ({'; '.join(passed_over)})",
+        "restore one from a copy, or start again in another folder",
+    )
+
+
+def _candidates(folder: Path) -> tuple[list[Path], list[str]]:
+    """The checkpoints to try, the likeliest first, and what is wrong with ``latest``."""
+    steps = _steps(folder)
+    pointer = folder / LATEST
+    problems = []
+    if pointer.is_file():
+        name = pointer.read_bytes().decode("utf-8", "replace")
+        match = _NAME.fullmatch(name.removesuffix("\n"))
+        if match and int(match[1]) in steps:
+            # Later ones are of a past that the run was resumed from before.
+            steps = [step for step in steps if step <= int(match[1])]
+        else:
+            problems = [f"{pointer}: damaged (names {name.strip()[:40]!r})"]
+    return [folder / _name(step) for step in reversed(steps)], problems
+
+
+def begun(run: Path) -> bool:
+    """Whether a run has a checkpoint, be it a damaged one."""
+    return bool(_steps(run / FOLDER)) or (run / FOLDER / LATEST).exists()
 
 
 def has_run(run: Path) -> bool:
@@ -188,81 +224,61 @@ def has_run(run: Path) -> bool:
     return (run / FOLDER).exists() or (run / "metrics.jsonl").exists()
 
 
-def load_model(checkpoint: Checkpoint, model: nn.Module) -> None:
-    """Put the checkpoint's weights into ``model``, every one of them.
+def read(folder: Path, *, unused: Collection[str] = ()) -> Checkpoint:
+    """The checkpoint in ``folder``, every byte of it checked except in ``unused`` parts.
 
     Raises:
-        UserError: file missing or damaged; names or shapes that do not fit the model.
+        UserError: it is incomplete, damaged, or of another format.
     """
-    path = checkpoint.path / MODEL
-    tensors = _read(path)
-    for alias, name in checkpoint.state.get("shared_tensors", {}).items():
-        if name in tensors:
-            tensors[alias] = tensors[name]
-    expected = model.state_dict()
-    differing = sorted(
-        [f"{name} is missing" for name in expected.keys() - tensors.keys()]
-        + [f"{name} is unknown" for name in tensors.keys() - expected.keys()]
-        + [
-            f"{name} has shape {list(tensors[name].shape)}, not {list(tensor.shape)}"
-            for name, tensor in expected.items()
-            if name in tensors and tensors[name].shape != tensor.shape
-        ]
-    )
-    if differing:
-        more = f" and {len(differing) - 3} more" if len(differing) > 3 else ""
-        raise UserError(
-            f"{path}: does not fit the model: {', '.join(differing[:3])}{more}",
-            "use the model configuration it was trained with",
-        )
-    model.load_state_dict(tensors)
-
-
-def load_optimizer(checkpoint: Checkpoint, optimizer: torch.optim.Optimizer) -> None:
-    """Put the checkpoint's moments into ``optimizer``, whose groups carry ``names``.
-
-    Raises:
-        UserError: file missing or damaged, or of another set of parameters.
-    """
-    path = checkpoint.path / OPTIMIZER
-    tensors = _read(path)
-    states: dict[str, dict[str, torch.Tensor]] = {}
-    for key, value in tensors.items():
-        name, _, entry = key.rpartition(".")
-        states.setdefault(name, {})[entry] = value
-    for group in optimizer.param_groups:
-        for name, parameter in zip(group["names"], group["params"], strict=True):
-            # A parameter without gradient so far (the box head, before any box) has no state.
-            entries = states.pop(name, {})
-            for entry, value in entries.items():
-                if entry != "step" and value.shape != parameter.shape:
-                    raise UserError(
-                        f"{path}: {name}.{entry} has shape {list(value.shape)},"
-                        f" not {list(parameter.shape)}",
-                        "use the configuration it was trained with",
-                    )
-                device = parameter.device if entry != "step" or _fused(group) else "cpu"
-                optimizer.state[parameter][entry] = value.to(device)
-    if states:
-        raise UserError(
-            f"{path}: moments of {len(states)} unknown parameters, such as {min(states)}",
-            "use the configuration it was trained with",
-        )
-
-
-def _fused(group: dict[str, Any]) -> bool:
-    return bool(group.get("fused"))
-
-
-def _read(path: Path) -> dict[str, torch.Tensor]:
     try:
-        return load_file(path)
+        state = json.loads((folder / STATE).read_text(encoding="utf-8"))
+        version, step, sizes = state["format"], state["step"], dict(state["files"])
     except FileNotFoundError:
-        raise _damaged(path, "missing") from None
-    except (SafetensorError, ValueError, RuntimeError) as error:
-        raise _damaged(path, error) from None
+        raise damaged(folder / STATE, "missing") from None
+    except (ValueError, KeyError, TypeError) as error:
+        raise damaged(folder / STATE, error) from None
+    there = _sizes(folder)
+    for name, size in sizes.items():
+        if name not in there:
+            raise damaged(folder / name, "missing")
+        if there[name] != size:
+            raise damaged(folder / name, f"{there[name]} bytes, {size} were written")
+    _check_sums(folder, [*sizes, STATE], unused)
+    if version != _FORMAT or not isinstance(step, int):
+        raise UserError(
+            f"{folder / STATE}: checkpoint format {version!r}, known is {_FORMAT}",
+            "use the version of xvlm that wrote it",
+        )
+    return Checkpoint(folder, state)
 
 
-def _damaged(path: Path, why: object) -> UserError:
+def _check_sums(folder: Path, names: Iterable[str], unused: Collection[str]) -> None:
+    path = folder / SUMS
+    try:
+        *lines, end = path.read_text(encoding="utf-8").split("\n")
+    except FileNotFoundError:
+        raise damaged(path, "missing") from None
+    except UnicodeDecodeError as error:
+        raise damaged(path, error) from None
+    matches = [_SUM.fullmatch(line) for line in lines]
+    sums = {match[2]: match[1] for match in matches if match}
+    if end or len(sums) != len(lines) or sums.keys() != set(names):
+        raise damaged(path, "not the list of the checkpoint's files")
+    for name, expected in sums.items():
+        part = name.split("/")[0].removesuffix(SUFFIX)
+        if part not in unused and _digest(folder / name) != expected:
+            raise damaged(folder / name, "its checksum is not the one that was written")
+
+
+def set_aside_damaged(found: Checkpoint) -> None:
+    """Rename what :func:`find` passed over, so that it neither is tried nor counts as kept."""
+    for path in found.damaged:
+        aside = path.with_name(f"damaged_{path.name}")
+        shutil.rmtree(aside, ignore_errors=True)
+        path.rename(aside)
+
+
+def damaged(path: Path, why: object) -> UserError:
+    """What to say of a file in a checkpoint that cannot be what was written."""
     line = str(why).splitlines()[0] if str(why) else type(why).__name__
     return UserError(f"{path}: damaged ({line})", "resume from another checkpoint of the run")

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import TypeVar
+from typing import TypeVar, cast
 
 import torch
 import torch.distributed as dist
@@ -15,6 +17,12 @@ from xvlm_data.errors import UserError
 
 T = TypeVar("T")
 
+#: What gloo, NCCL and their stores say when a peer is gone.
+_LOST = re.compile(
+    r"closed by peer|reset by peer|connection (was )?(closed|refused|reset)|broken pipe"
+    r"|remote process exited|NCCL error|failed to recv",
+    re.IGNORECASE,
+)
 #: Rank 0 evaluates and saves while the others wait in their next collective.
 _TIMEOUT = timedelta(hours=1)
 
@@ -33,8 +41,16 @@ class World:
         return self.rank == 0
 
 
+def join() -> None:
+    """Join the processes that ``torchrun`` started, if there are several and they did not yet."""
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1 and not dist.is_initialized():
+        # gloo carries the host-side messages (stop flags) on GPU runs too.
+        backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
+        dist.init_process_group(backend, timeout=_TIMEOUT)
+
+
 def start(device: str = "auto") -> World:
-    """Join the processes that ``torchrun`` started; alone, just choose the device.
+    """Join the others, if there are any, and choose the device.
 
     Args:
         device: ``auto`` (a GPU when there is one), or a torch device such as ``cpu``, ``cuda:1``.
@@ -48,10 +64,7 @@ def start(device: str = "auto") -> World:
     chosen = choose_device(device, local_rank)
     if chosen.type == "cuda":
         torch.cuda.set_device(chosen)
-    if size > 1:
-        # gloo carries the host-side messages (stop flags) on GPU runs too.
-        backend = "cpu:gloo,cuda:nccl" if chosen.type == "cuda" else "gloo"
-        dist.init_process_group(backend, timeout=_TIMEOUT)
+    join()
     return World(rank, size, chosen)
 
 
@@ -84,6 +97,23 @@ def finish() -> None:
         dist.destroy_process_group()
 
 
+@contextmanager
+def lost_ranks_told() -> Iterator[None]:
+    """Say in one line that another rank is gone, which collectives tell at length.
+
+    Raises:
+        UserError: a collective failed because of it.
+    """
+    try:
+        yield
+    except RuntimeError as error:  # of which torch's errors of communication are kinds
+        if not dist.is_initialized() or not _LOST.search(str(error)):
+            raise
+        raise UserError(
+            "another rank ended, so this one cannot go on", "see what that rank said"
+        ) from None
+
+
 def barrier() -> None:
     """Wait for all ranks."""
     if dist.is_initialized():
@@ -97,13 +127,13 @@ def sum_over_ranks(values: torch.Tensor) -> torch.Tensor:
     return values
 
 
-def union_over_ranks(names: Iterable[str]) -> list[str]:
-    """All names that any rank has, sorted."""
+def gather_over_ranks(value: T) -> list[T]:
+    """Every rank's ``value``, by rank; on every rank."""
     if not dist.is_initialized():
-        return sorted(names)
-    everyone: list[list[str]] = [[] for _ in range(dist.get_world_size())]
-    dist.all_gather_object(everyone, list(names))
-    return sorted({name for theirs in everyone for name in theirs})
+        return [value]
+    everyone: list[T] = [value] * dist.get_world_size()
+    dist.all_gather_object(everyone, value)
+    return everyone
 
 
 def from_main(value: T) -> T:
@@ -113,6 +143,24 @@ def from_main(value: T) -> T:
     box = [value]
     dist.broadcast_object_list(box)
     return box[0]
+
+
+def on_main(work: Callable[[], T]) -> T:
+    """Let rank 0 alone do ``work``, for its result on every rank.
+
+    Raises:
+        UserError: rank 0's; on every rank.
+    """
+    outcome: T | UserError | None = None
+    if not dist.is_initialized() or dist.get_rank() == 0:
+        try:
+            outcome = work()
+        except UserError as error:
+            outcome = error
+    outcome = from_main(outcome)
+    if isinstance(outcome, UserError):
+        raise outcome
+    return cast("T", outcome)
 
 
 class StopAgreement:
@@ -125,17 +173,21 @@ class StopAgreement:
         self._flag = torch.zeros(1, dtype=torch.int32)
         self._pending: dist.Work | None = None
 
-    def stop_now(self, wanted: bool) -> bool:
-        """Tell the others whether this rank wants to stop; True when any of them did so before."""
+    def stop_now(self, wanted: int) -> int:
+        """Tell the others why this rank wants to stop (0: it does not), as a number.
+
+        Returns:
+            The greatest reason that any of them gave the last time; 0 to go on.
+        """
         if not dist.is_initialized():
             return wanted
         if self._pending is not None:
             self._pending.wait()
-            if self._flag.item():
-                return True
-        self._flag.fill_(int(wanted))
+            if reason := int(self._flag.item()):
+                return reason
+        self._flag.fill_(wanted)
         self._pending = dist.all_reduce(self._flag, op=dist.ReduceOp.MAX, async_op=True)
-        return False
+        return 0
 
     def finish(self) -> None:
         """Wait for the exchange that is still on its way."""

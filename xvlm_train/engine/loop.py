@@ -6,21 +6,30 @@ Nothing in a step waits for the device. What the loop needs of random numbers is
 
 from __future__ import annotations
 
-import signal
+import resource
+import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from xvlm_data.errors import UserError
 from xvlm_train.engine import accumulate, optim
 from xvlm_train.engine.distributed import StopAgreement, World
+from xvlm_train.engine.ema import WeightAverage
 from xvlm_train.engine.metrics import Log, Window
-from xvlm_train.engine.schedule import counter_seed, is_multi_grained, learning_rate_factor
+from xvlm_train.engine.preemption import Stop, stop_flag
+from xvlm_train.engine.schedule import (
+    Schedule,
+    counter_seed,
+    is_multi_grained,
+    learning_rate_factor,
+)
+from xvlm_train.engine.watch import Watch
+from xvlm_train.engine.watchdog import Watchdog
 
 IMAGE_TEXT, MULTI_GRAINED = "image_text", "multi_grained"
 Precision = Literal["fp32", "bf16", "fp16"]
@@ -29,7 +38,8 @@ Precision = Literal["fp32", "bf16", "fp16"]
 class DeviceBatch(Protocol):
     """What the loop asks of a batch; the rest is between the stream and the model."""
 
-    text_ids: torch.Tensor  # [B, L]: B pairs of a text and an image or region
+    text_ids: Tensor  # [B, L]: B pairs of a text and an image or region
+    record_ids: list[str]  # of its rows
     skipped: dict[str, int]  # rows and concepts that could not be used, by reason
 
     def to(self, device: torch.device, non_blocking: bool = ...) -> Any:
@@ -37,6 +47,48 @@ class DeviceBatch(Protocol):
 
     def parts(self, count: int) -> list[Any]:
         """The batch in at most ``count`` parts."""
+
+
+class Saves(Protocol):
+    """What the loop asks of checkpoints (:class:`xvlm_train.engine.saving.Saver`)."""
+
+    waited: float
+
+    def before_update(self) -> None:
+        """Weights are about to change."""
+
+    @property
+    def failed(self) -> bool:
+        """Whether the last checkpoint could not be written."""
+
+    def finish(self) -> None:
+        """Wait until all is written; raises what went wrong."""
+
+
+class Gradients(Protocol):
+    """What the loop asks of the gradients."""
+
+    def clip(self, most: float) -> Tensor:
+        """Bring the norm of all gradients down to ``most``; what it was, a scalar."""
+
+    def forget(self) -> None:
+        """Free them."""
+
+
+@dataclass
+class WholeGradients:
+    """Gradients that every rank has whole."""
+
+    parameters: list[nn.Parameter]
+
+    def clip(self, most: float) -> Tensor:
+        """See :class:`Gradients`."""
+        return nn.utils.clip_grad_norm_(self.parameters, most)
+
+    def forget(self) -> None:
+        """See :class:`Gradients`."""
+        for parameter in self.parameters:
+            parameter.grad = None
 
 
 @dataclass(kw_only=True)
@@ -55,6 +107,15 @@ class Settings:
     save_every: int
     max_skipped: int
     accumulate: int = 1  # parts a batch is computed in
+    kind: Schedule = "linear"
+    final: float = 0.0
+    decay: int = 0
+    spike_sigmas: float = 0.0
+    max_bad_rows: float = 1.0
+
+
+#: Rows read before the share of bad ones is judged.
+_ENOUGH_ROWS = 200
 
 
 @dataclass
@@ -63,12 +124,19 @@ class Trainer:
 
     Args:
         model: batch → dict of scalar tensors: the losses by name, their sum as ``total``, and any
-            further values worth a curve. Wrapped for several ranks already.
+            further values worth a curve, pairs (sum, number) among them. Wrapped for several ranks
+            already.
         optimizer: over its parameters (:func:`xvlm_train.engine.optim.adamw`).
         streams: endless batches by stream name, standing at ``start_step``.
         log: on the main rank.
-        save: writes a checkpoint of the given number of steps done (main rank only).
-        evaluate: values to log from held-out data (main rank only).
+        save: begins to write a checkpoint of the given number of steps done, with the given state
+            of the loop; on every rank.
+        saves: what ``save`` began.
+        evaluate: values to log from held-out data; on every rank.
+        describe: host numbers of a batch to log as shares, (part, whole) by name.
+        average: of the weights.
+        watchdog: told where this rank is.
+        gradients: of the model; the optimiser's by default.
     """
 
     world: World
@@ -77,8 +145,13 @@ class Trainer:
     optimizer: torch.optim.Optimizer
     streams: dict[str, Iterator[DeviceBatch]]
     log: Log | None
-    save: Callable[[int], None]
+    save: Callable[[int, dict[str, Any]], None]
+    saves: Saves
     evaluate: Callable[[], dict[str, float]] | None = None
+    describe: Callable[[Any], dict[str, tuple[float, float]]] | None = None
+    average: WeightAverage | None = None
+    watchdog: Watchdog | None = None
+    gradients: Gradients | None = None
     start_step: int = 0
     scaler: torch.amp.GradScaler = field(init=False)
 
@@ -87,29 +160,52 @@ class Trainer:
         self.scaler = torch.amp.GradScaler(
             device.type, enabled=self.settings.precision == "fp16", init_scale=2.0**10
         )
-        self._parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
+        self._gradients = self.gradients or WholeGradients(
+            [p for group in self.optimizer.param_groups for p in group["params"]]
+        )
         self._window = Window()
-        # Updates without a finite gradient, in this window and in a row until now.
-        self._skipped = torch.zeros((), dtype=torch.int64, device=device)
-        self._skipped_in_row = torch.zeros_like(self._skipped)
+        self._watch = Watch(self.settings.spike_sigmas)
+        self._rows = {"read": 0.0, "bad": 0.0}
         self._lr = 0.0
 
-    def fit(self) -> int:
-        """Train; returns the number of steps done, which is less than asked after an interrupt.
+    def state(self) -> dict[str, Any]:
+        """What a resumed loop has to know beside the step, as plain values."""
+        return {
+            "scaler": self.scaler.state_dict(),
+            "watch": self._watch.state(),
+            "rows": dict(self._rows),
+        }
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """Go on from what :meth:`state` gave."""
+        if state["scaler"] and self.scaler.is_enabled():
+            self.scaler.load_state_dict(state["scaler"])
+        self._watch.load_state(state["watch"])
+        self._rows = dict(state["rows"])
+
+    def fit(self) -> tuple[int, Stop]:
+        """Train.
+
+        Returns:
+            The number of steps done, and why it is less than asked.
 
         Raises:
-            UserError: ``max_skipped`` updates in a row had no finite gradient.
+            UserError: ``max_skipped`` updates in a row had no finite loss and gradient; more than
+                ``max_bad_rows`` of the rows could not be used.
+            OSError: the last checkpoint could not be written.
         """
         settings, step = self.settings, self.start_step
         agreement = StopAgreement()
+        stop = Stop.NO
         window_start = time.monotonic()
         self.model.train()
-        with interrupt_flag() as interrupted:
+        with stop_flag() as wanted:
             while step < settings.steps:
                 self._step(step)
                 step += 1
                 last = step == settings.steps
-                stop = agreement.stop_now(interrupted()) and not last
+                reason = Stop.SAVE_FAILED if self.saves.failed else wanted()
+                stop = Stop.NO if last else Stop(agreement.stop_now(reason))
                 save = last or stop or step % settings.save_every == 0
                 # A checkpoint closes the window: a resumed run then logs what this one would have.
                 if save or step % settings.log_every == 0:
@@ -118,18 +214,30 @@ class Trainer:
                 if last or (settings.eval_every and step % settings.eval_every == 0 and not stop):
                     self._evaluate(step)
                     window_start = time.monotonic()
-                if save:
-                    if self.world.is_main:
-                        self.save(step)
-                    window_start = time.monotonic()
+                if save and stop != Stop.SAVE_FAILED:
+                    self._at(step, "saving")
+                    self.save(step, self.state())
                 if stop:
                     break
-        agreement.finish()
-        return step
+            agreement.finish()
+            self._at(step, "writing the last checkpoint")
+            self.saves.finish()
+        return step, stop
+
+    def _at(self, step: int, doing: str) -> None:
+        if self.watchdog is not None:
+            self.watchdog.at(step, doing)
 
     def _step(self, step: int) -> None:
         settings = self.settings
-        factor = learning_rate_factor(step, warmup=settings.warmup, total=settings.steps)
+        factor = learning_rate_factor(
+            step,
+            warmup=settings.warmup,
+            total=settings.steps,
+            kind=settings.kind,
+            final=settings.final,
+            decay=settings.decay,
+        )
         self._lr = settings.lr * factor
         optim.set_learning_rate(self.optimizer, self._lr)
         if MULTI_GRAINED in self.streams and is_multi_grained(
@@ -141,83 +249,142 @@ class Trainer:
 
     def _update(self, stream: str, step: int) -> None:
         settings, device = self.settings, self.world.device
-        started = time.monotonic()
-        batch = next(self.streams[stream])
-        self._window.count("data_wait", time.monotonic() - started)
-        self._window.count("samples", len(batch.text_ids))
-        for reason, number in batch.skipped.items():
-            self._window.count(f"skipped/{reason}", number)
+        batch = self._next(stream, step)
+        self._at(step, f"{stream} update")
+        record_ids = batch.record_ids
         parts = batch.parts(settings.accumulate) if settings.accumulate > 1 else [batch]
         parts = [part.to(device, non_blocking=True) for part in parts]
         keys = (settings.seed, step, stream, self.world.rank)
         low = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(settings.precision)
-        self.optimizer.zero_grad(set_to_none=True)
+        self._gradients.forget()
         values = accumulate.backward(
             self.model,
             parts,
             in_parts=settings.accumulate > 1,
             begin=lambda n: _seed(*keys, *([n] if n else [])),
             autocast=lambda: torch.autocast(device.type, dtype=low, enabled=low is not None),
-            scale=self.scaler.scale,
+            scale=lambda loss: self.scaler.scale(_poisoned(loss)),
         )
+        total = values["total"].detach()
         self.scaler.unscale_(self.optimizer)
-        norm = nn.utils.clip_grad_norm_(self._parameters, settings.clip_norm)
+        norm = self._gradients.clip(settings.clip_norm)
         finite = norm.isfinite()
         if not self.scaler.is_enabled():
             # What the scaler sets under fp16: the fused kernel then leaves weights and moments.
             self.optimizer.found_inf = (~finite).float()  # type: ignore[attr-defined]
+        self.saves.before_update()
         self.scaler.step(self.optimizer)
         self.scaler.update()
-        self._skipped += ~finite
-        self._skipped_in_row = torch.where(finite, 0, self._skipped_in_row + 1)
+        if self.average is not None:
+            self.average.update(finite)
+        self._watch.update(step, stream, record_ids, total, finite)
         self._window.add(stream, {**values, "grad_norm": norm}, finite)
 
+    def _next(self, stream: str, step: int) -> DeviceBatch:
+        """The stream's next batch, counted."""
+        self._at(step, f"waiting for a batch of {stream}")
+        started = time.monotonic()
+        batch = next(self.streams[stream])
+        self._window.count("data_wait", time.monotonic() - started)
+        self._window.count("samples", len(batch.text_ids))
+        self._window.count("rows", len(batch.record_ids))
+        for reason, number in batch.skipped.items():
+            self._window.count(f"skipped/{reason}", number)
+        if self.describe is not None:
+            for name, (part, whole) in self.describe(batch).items():
+                self._window.share(f"{stream}/{name}", part, whole)
+        return batch
+
     def _close_window(self, step: int, seconds: float) -> None:
+        self._at(step, "closing a window")
+        self._window.peak("memory_gb", _memory(self.world.device) / 1e9)
+        self._window.count("save_wait", self.saves.waited)
+        self.saves.waited = 0.0
         values = self._window.close()
-        skipped, in_row = torch.stack([self._skipped, self._skipped_in_row]).tolist()
-        self._skipped.zero_()
+        events = self._watch.close()
+        skipped = sum(event["event"] == "skipped_update" for event in events)
         values["lr"] = self._lr
         values["samples_per_second"] = values.pop("samples") / seconds
-        values["data_wait"] = values["data_wait"] / self.world.size / seconds  # share of the time
+        for name in ("data_wait", "save_wait"):  # shares of the time
+            values[name] = values[name] / self.world.size / seconds
         values["skipped_updates"] = skipped
         if self.scaler.is_enabled():
             values["loss_scale"] = self.scaler.get_scale()
+        self._rows["read"] += values.pop("rows")
+        self._rows["bad"] += sum(
+            v
+            for name, v in values.items()
+            if name.startswith("skipped/") and not name.startswith("skipped/concept_")
+        )
         if self.log is not None:
             self.log.write(step, values)
             self.log.progress(step, values)
-            if skipped:
-                self.log.say(f"[yellow]{skipped} updates skipped: gradient not finite[/]")
-        if in_row >= self.settings.max_skipped:
+            for event in events:
+                self.log.event(**event)
+                self.log.say(f"[yellow]{_describe(event)}[/]")
+        self._judge(step, values)
+
+    def _judge(self, step: int, values: dict[str, float]) -> None:
+        """End a run that does not learn, or whose data are not what they should be."""
+        in_row, most = self._watch.skipped_in_row, self.settings.max_skipped
+        if in_row >= most:
             raise UserError(
-                f"step {step}: the last {in_row} updates had no finite gradient",
+                f"step {step}: the last {in_row} updates had no finite loss and gradient (their"
+                " records are in events.jsonl)",
                 "resume from an earlier checkpoint with a lower --set optim.lr",
+            )
+        tried = self._rows["read"] + self._rows["bad"]
+        if tried >= _ENOUGH_ROWS and self._rows["bad"] > self.settings.max_bad_rows * tried:
+            now = ", ".join(
+                f"{name.removeprefix('skipped/')} {number:.0f}"
+                for name, number in sorted(values.items())
+                if name.startswith("skipped/")
+            )
+            raise UserError(
+                f"step {step}: {self._rows['bad']:.0f} of {tried:.0f} rows could not be used"
+                f" (lately: {now or 'none'})",
+                "see `xvlm-data inspect --validate`; raise --set train.max_bad_rows if that is so",
             )
 
     def _evaluate(self, step: int) -> None:
-        if self.evaluate is None or self.log is None:
+        if self.evaluate is None:
             return
-        values = {f"eval/{name}": value for name, value in self.evaluate().items()}
+        if self.watchdog is not None:
+            with self.watchdog.paused(step, "after the evaluation"):
+                values = self.evaluate()
+        else:
+            values = self.evaluate()
         self.model.train()
-        self.log.write(step, values)
+        if self.log is not None:
+            self.log.write(step, {f"eval/{name}": value for name, value in values.items()})
 
 
-@contextmanager
-def interrupt_flag() -> Iterator[Callable[[], bool]]:
-    """While active, a first Ctrl-C only sets the flag that is yielded; a second one interrupts."""
-    wanted = False
-
-    def handler(signum: int, frame: object) -> None:
-        nonlocal wanted
-        if wanted:
-            raise KeyboardInterrupt
-        wanted = True
-
-    before = signal.signal(signal.SIGINT, handler)
-    try:
-        yield lambda: wanted
-    finally:
-        signal.signal(signal.SIGINT, before)
+def _memory(device: torch.device) -> float:
+    """Bytes: the most that was used on the device so far, or by this process."""
+    if device.type == "cuda":
+        return float(torch.cuda.max_memory_allocated(device))
+    kilobytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return float(kilobytes if sys.platform == "darwin" else kilobytes * 1024)
 
 
 def _seed(*keys: int | str) -> None:
     torch.manual_seed(counter_seed(*keys))
+
+
+def _poisoned(loss: Tensor) -> Tensor:
+    """A loss that is not finite makes every gradient NaN, and by their mean those of all ranks.
+
+    So all skip the update, without asking each other.
+    """
+    return loss * torch.where(loss.detach().isfinite(), 1.0, torch.nan)
+
+
+def _describe(event: dict[str, Any]) -> str:
+    """An event as a line for a person."""
+    where = f"step {event['step']}, {event['stream']}"
+    ranks = ", ".join(event["records"])
+    told = f"records of rank {ranks} in events.jsonl"
+    if event["event"] == "loss_spike":
+        worst = max(loss for loss in event["loss"] if loss is not None)
+        return f"{where}: loss {worst:.3f}, {event['expected']:.3f} was expected; {told}"
+    return f"{where}: update skipped, loss or gradient not finite; {told}"

@@ -1,4 +1,4 @@
-"""Windowed means on the device, and where they are written: JSONL, TensorBoard, console.
+"""Windowed means on the device, and where they are written: JSONL, TensorBoard, W&B, console.
 
 A window covers the updates since the last line and nothing before them, and holds measured values
 only: a stream that had no update in it has no entry.
@@ -17,69 +17,112 @@ import torch
 from rich.console import Console
 
 from xvlm_data.errors import UserError
-from xvlm_train.engine.distributed import sum_over_ranks, union_over_ranks
+from xvlm_train.engine.distributed import gather_over_ranks, sum_over_ranks
 
-METRICS_FILE = "metrics.jsonl"
+METRICS_FILE, EVENTS_FILE = "metrics.jsonl", "events.jsonl"
 
 
 class Window:
     """Sums of named values since the last :meth:`close`; what is on a device stays there."""
 
     def __init__(self) -> None:
-        self._names: dict[str, list[str]] = {}
-        self._sums: dict[str, torch.Tensor] = {}  # [K + 1] float64: weighted sums, sum of weights
+        self._forget()
+
+    def _forget(self) -> None:
+        self._means: dict[str, list[str]] = {}  # K names of each group
+        self._shares: dict[str, list[str]] = {}  # S names of each group
+        self._sums: dict[str, torch.Tensor] = {}  # [K + 1 + 2 S] float64: sums, weight, pairs
         self._totals: dict[str, float] = {}
+        self._parts: dict[str, tuple[float, float]] = {}
+        self._peaks: dict[str, float] = {}
 
     def add(self, group: str, values: dict[str, torch.Tensor], weight: torch.Tensor) -> None:
-        """Add scalars of which the window reports the means over updates and ranks.
+        """Add values of which the window reports the means over updates and ranks.
 
         Args:
             group: values of a group come together and share their weights.
-            values: scalars by name, the same names each time; reported as ``group/name``.
+            values: by name, the same names each time; reported as ``group/name``. Scalars are
+                averaged with ``weight``; a pair [2] is a sum and the number it is of, and the
+                window's mean is the sum of the sums by the sum of the numbers.
             weight: scalar; values of weight 0 do not count, be they NaN.
         """
-        numbers = torch.stack([value.detach().double() for value in values.values()])
+        means = [name for name, value in values.items() if value.dim() == 0]
+        shares = [name for name, value in values.items() if value.dim() == 1]
         weight = weight.detach().double()
+        numbers = torch.cat(
+            [
+                torch.stack([values[name].detach().double() for name in means]) * weight,
+                weight.reshape(1),
+                *(values[name].detach().double() for name in shares),
+            ]
+        )
         # where, not a product alone: NaN times 0 is NaN.
-        numbers = torch.where(weight > 0, numbers * weight, 0.0)
-        numbers = torch.cat([numbers, weight.reshape(1)])
+        numbers = torch.where(weight > 0, numbers, 0.0)
         if group in self._sums:
             self._sums[group] += numbers
         else:
-            self._names[group], self._sums[group] = list(values), numbers
+            self._means[group], self._shares[group] = means, shares
+            self._sums[group] = numbers
 
     def count(self, name: str, value: float) -> None:
         """Add a number of the host of which the window reports the sum over updates and ranks.
 
-        Other than in :meth:`add`, ranks may have different names.
+        Other than in :meth:`add`, ranks may have different names; so too below.
         """
         self._totals[name] = self._totals.get(name, 0.0) + value
+
+    def share(self, name: str, part: float, whole: float) -> None:
+        """Add a part of a whole; the window reports the share over updates and ranks."""
+        before = self._parts.get(name, (0.0, 0.0))
+        self._parts[name] = before[0] + part, before[1] + whole
+
+    def peak(self, name: str, value: float) -> None:
+        """Add a number of which the window reports the greatest over updates and ranks."""
+        self._peaks[name] = max(value, self._peaks.get(name, value))
 
     def close(self) -> dict[str, float]:
         """The window's values over all ranks, by name; the next window starts empty.
 
-        The one host sync of a window, and a collective: every rank calls it having added values of
-        the same groups. A mean that nothing counted for is left out.
+        A host sync, and a collective: every rank calls it having added values of the same groups.
+        A mean that nothing counted for is left out.
         """
-        counted = union_over_ranks(self._totals)
-        parts = list(self._sums.values())
-        device = parts[0].device if parts else torch.device("cpu")
-        totals = torch.tensor(
-            [self._totals.get(name, 0.0) for name in counted], dtype=torch.float64, device=device
-        )
-        numbers = sum_over_ranks(torch.cat([*parts, totals])).tolist()
         values: dict[str, float] = {}
-        for group, names in self._names.items():
-            *sums, weight = numbers[: len(names) + 1]
-            numbers = numbers[len(names) + 1 :]
-            if weight > 0:
-                values |= {
-                    f"{group}/{name}": value / weight
-                    for name, value in zip(names, sums, strict=True)
-                }
-        values |= dict(zip(counted, numbers, strict=True))
-        self._names, self._sums, self._totals = {}, {}, {}
+        if self._sums:
+            numbers = sum_over_ranks(torch.cat(list(self._sums.values()))).tolist()
+            for group, means in self._means.items():
+                size = len(means) + 1 + 2 * len(self._shares[group])
+                own, numbers = numbers[:size], numbers[size:]
+                weight, pairs = own[len(means)], own[len(means) + 1 :]
+                if weight > 0:
+                    for name, value in zip(means, own, strict=False):
+                        values[f"{group}/{name}"] = value / weight
+                for name, value, count in zip(
+                    self._shares[group], pairs[::2], pairs[1::2], strict=True
+                ):
+                    if count > 0:
+                        values[f"{group}/{name}"] = value / count
+        values |= self._host_values()
+        self._forget()
         return values
+
+    def _host_values(self) -> dict[str, float]:
+        values: dict[str, float] = {}
+        parts: dict[str, tuple[float, float]] = {}
+        for totals, shares, peaks in gather_over_ranks((self._totals, self._parts, self._peaks)):
+            for name, value in totals.items():
+                values[name] = values.get(name, 0.0) + value
+            for name, (part, whole) in shares.items():
+                before = parts.get(name, (0.0, 0.0))
+                parts[name] = before[0] + part, before[1] + whole
+            for name, value in peaks.items():
+                values[name] = max(value, values.get(name, value))
+        return values | {name: part / whole for name, (part, whole) in parts.items() if whole}
+
+
+def read_events(run: Path) -> list[dict[str, Any]]:
+    """All events of a run, oldest first: skipped updates, spikes, starts, stops."""
+    path = run / EVENTS_FILE
+    return _read_lines(path) if path.exists() else []
 
 
 def read_metrics(run: Path) -> list[dict[str, Any]]:
@@ -89,15 +132,20 @@ def read_metrics(run: Path) -> list[dict[str, Any]]:
         UserError: the run has no such file.
     """
     try:
-        text = (run / METRICS_FILE).read_text(encoding="utf-8")
+        return _read_lines(run / METRICS_FILE)
     except FileNotFoundError:
         raise UserError(f"{run / METRICS_FILE}: not found", "name the folder of a run") from None
+
+
+def _read_lines(path: Path) -> list[dict[str, Any]]:
     lines = []
-    for line in text.splitlines():
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
         try:
-            lines.append(json.loads(line))
-        except json.JSONDecodeError:
+            values = json.loads(line)
+        except json.JSONDecodeError:  # cut off by a crash
             continue
+        if isinstance(values, dict) and isinstance(values.get("step"), int):
+            lines.append(values)
     return lines
 
 
@@ -109,9 +157,15 @@ class Log:
         resume_step: steps done before this process; lines about later steps, written by a process
             that died before its next checkpoint, are dropped, as those steps are done again.
         total_steps: of the whole run, for the ETA.
+        wandb: project of Weights & Biases to write to as well; none: do not.
+
+    Raises:
+        UserError: ``wandb`` is asked for and not installed, or cannot be reached.
     """
 
-    def __init__(self, run: Path, *, resume_step: int, total_steps: int) -> None:
+    def __init__(
+        self, run: Path, *, resume_step: int, total_steps: int, wandb: str | None = None
+    ) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
         self._console = Console(stderr=True, highlight=False, soft_wrap=True)
@@ -125,6 +179,11 @@ class Log:
             partial.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
             partial.replace(path)
         self._file = path.open("a", encoding="utf-8")
+        self._events = (run / EVENTS_FILE).open("a+", encoding="utf-8")
+        self._events.seek(0)
+        if (text := self._events.read()) and not text.endswith("\n"):  # cut off by a crash
+            self._events.write("\n")
+        self._wandb = _start_wandb(wandb, run) if wandb else None
         self._board = SummaryWriter(str(run / "tensorboard"), purge_step=resume_step + 1)
 
     def __enter__(self) -> Log:
@@ -137,7 +196,10 @@ class Log:
         trace: TracebackType | None,
     ) -> None:
         self._file.close()
+        self._events.close()
         self._board.close()
+        if self._wandb is not None:
+            self._wandb.finish(exit_code=0 if error is None else 1)
 
     def write(self, step: int, values: dict[str, float]) -> None:
         """Record ``values`` after ``step`` steps; values that are not finite become null."""
@@ -147,6 +209,20 @@ class Log:
         self._file.flush()
         for name, value in values.items():
             self._board.add_scalar(name, value, step)
+        if self._wandb is not None:
+            self._wandb.log(finite, step=step)
+
+    def event(self, step: int, event: str, **values: Any) -> None:
+        """Record something that happened in ``step`` beside the metrics; nothing is ever dropped.
+
+        Args:
+            step: zero-based step, or steps done.
+            event: what, as one word.
+            values: plain values.
+        """
+        line = {"event": event, "step": step, "time": round(time.time(), 3), **values}
+        self._events.write(json.dumps(line) + "\n")
+        self._events.flush()
 
     def progress(self, step: int, values: dict[str, float]) -> None:
         """One console line: the losses of both streams, rate, speed, time left."""
@@ -179,3 +255,28 @@ def _duration(seconds: float) -> str:
     hours, rest = divmod(round(seconds), 3600)
     minutes, seconds = divmod(rest, 60)
     return f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02d}"
+
+
+def _start_wandb(project: str, run: Path) -> Any:
+    """A run of Weights & Biases that a resumed run of ours goes on with."""
+    try:
+        import wandb
+    except ImportError:
+        raise UserError(
+            "Weights & Biases is asked for (train.wandb), but not installed",
+            "pip install 'xvlm[wandb]', or --set train.wandb=null",
+        ) from None
+    remembered = run / "wandb_id"
+    if not remembered.exists():
+        remembered.write_text(wandb.util.generate_id() + "\n", encoding="utf-8")
+    try:
+        return wandb.init(
+            project=project,
+            id=remembered.read_text(encoding="utf-8").strip(),
+            name=run.name,
+            dir=str(run),
+            resume="allow",
+        )
+    except wandb.errors.Error as error:
+        what = f"Weights & Biases cannot be started ({str(error).splitlines()[0]})"
+        raise UserError(what, "set WANDB_MODE=offline, or --set train.wandb=null") from None

@@ -49,10 +49,11 @@ def parameter_groups(
     weight_decay: float,
     new_lr_multiple: float,
     is_new: Callable[[str], bool],
+    multiple: Callable[[str], float] = lambda name: 1.0,
     rule: DecayRule = "clean",
     official_name: Callable[[str], str] = lambda name: name,
 ) -> list[dict[str, Any]]:
-    """Up to four groups: (decay, no decay) x (pre-trained, new weights), in a fixed order.
+    """Groups by (pre-trained, new weights) x (decay, no decay) x multiple, in a fixed order.
 
     Each group carries ``names`` beside ``params``, and ``lr_mult``, by which the schedule's rate is
     multiplied.
@@ -63,27 +64,30 @@ def parameter_groups(
         weight_decay: of the groups with decay.
         new_lr_multiple: ``lr_mult`` of new weights (paper: 2).
         is_new: whether the parameter of this name came from no pre-trained model.
+        multiple: a further factor of the learning rate of the parameter of this name.
         rule: who is decayed.
         official_name: our name → the original's, for the rule ``official``.
     """
-    groups: dict[tuple[bool, bool], dict[str, Any]] = {}
-    for new in (False, True):
-        for decayed in (True, False):
-            multiple = new_lr_multiple if new else 1.0
-            groups[decayed, new] = {
+    groups: dict[tuple[bool, bool, float], dict[str, Any]] = {}
+    for name, parameter in parameters:
+        if not parameter.requires_grad:
+            continue
+        rule_name = official_name(name) if rule == "official" else name
+        decayed, new = decays(rule_name, parameter.dim(), rule), is_new(name)
+        factor = (new_lr_multiple if new else 1.0) * multiple(name)
+        group = groups.setdefault(
+            (new, not decayed, -factor),
+            {
                 "params": [],
                 "names": [],
-                "lr": lr * multiple,
-                "lr_mult": multiple,
+                "lr": lr * factor,
+                "lr_mult": factor,
                 "weight_decay": weight_decay if decayed else 0.0,
-            }
-    for name, parameter in parameters:
-        if parameter.requires_grad:
-            rule_name = official_name(name) if rule == "official" else name
-            group = groups[decays(rule_name, parameter.dim(), rule), is_new(name)]
-            group["params"].append(parameter)
-            group["names"].append(name)
-    return [group for group in groups.values() if group["params"]]
+            },
+        )
+        group["params"].append(parameter)
+        group["names"].append(name)
+    return [groups[key] for key in sorted(groups)]
 
 
 def adamw(

@@ -7,22 +7,44 @@ talking to each other.
 from __future__ import annotations
 
 import hashlib
+import math
+from typing import Literal
+
+Schedule = Literal["linear", "cosine", "wsd"]
 
 
-def learning_rate_factor(step: int, *, warmup: int, total: int) -> float:
-    """Linear warm-up, then linear decay; what the base rate is multiplied with at ``step``.
+def learning_rate_factor(
+    step: int,
+    *,
+    warmup: int,
+    total: int,
+    kind: Schedule = "linear",
+    final: float = 0.0,
+    decay: int = 0,
+) -> float:
+    """What the base rate is multiplied with at ``step``: linear warm-up, then one of three decays.
+
+    ``linear`` (the paper) and ``cosine`` go from 1 at step ``warmup`` to ``final`` at ``total``;
+    ``wsd`` (warm-up, stable, decay) stays at 1 until ``total - decay`` and goes linearly from
+    there, so that a run can be continued from any checkpoint of its stable part.
 
     Args:
         step: zero-based; one image-text batch is one step, so that a multi-grained update of the
             same step uses the same rate.
         warmup: steps until the full rate, which steps ``warmup - 1`` and ``warmup`` have.
-        total: steps of the whole run; the last has ``1 / (total - warmup)``, step ``total`` 0.
+        total: steps of the whole run; step ``total`` itself would have ``final``.
+        kind: the shape of the decay.
+        final: where it ends, as a share of the full rate.
+        decay: steps of the decay of ``wsd``.
 
     The original starts at rate 0; here no update is spent on that, and the ramp is one step ahead.
     """
     if step < warmup:
         return (step + 1) / warmup
-    return max(0.0, (total - step) / max(1, total - warmup))
+    start = max(warmup, total - decay) if kind == "wsd" else warmup
+    done = min(1.0, max(0.0, (step - start) / max(1, total - start)))
+    left = (1 + math.cos(math.pi * done)) / 2 if kind == "cosine" else 1 - done
+    return final + (1 - final) * left
 
 
 def counter_seed(*keys: int | str) -> int:

@@ -9,14 +9,18 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
 from xvlm_data.errors import UserError
+from xvlm_train.model.resize import resize_positions
 from xvlm_train.model.xvlm import XVLM
 
 _OFFICIAL_MERGE = re.compile(r"^vision_encoder\.layers\.(\d+)\.downsample\.")
+#: Ends of the names of what follows from image and window size.
+_BUFFERS = (".relative_position_index", ".attn_mask", ".position_ids")
 _OUR_MERGE = re.compile(r"^vision_encoder\.backbone\.layers\.(\d+)\.downsample\.")
 
 #: Entries that repeat a parameter: the decoder is tied to the word embeddings.
@@ -44,6 +48,55 @@ def official_name(ours: str) -> str:
     return name.replace("vision_encoder.backbone.", "vision_encoder.", 1)
 
 
+@dataclass
+class Imported:
+    """Weights of the reference in our names, and what became of all entries."""
+
+    weights: dict[str, Tensor]
+    unused: list[str] = field(default_factory=list)
+    """Entries that the model has no use for."""
+    derived: list[str] = field(default_factory=list)
+    """Buffers of another resolution than the model's, which has its own."""
+    resized: list[str] = field(default_factory=list)
+    """Tables of positions that were interpolated, in our names."""
+    missing: list[str] = field(default_factory=list)
+    """What the model has and the entries do not, in our names."""
+
+
+def import_official(state: Mapping[str, Tensor], model: XVLM) -> Imported:
+    """The reference's entries as a state dict of ``model``, of another resolution if need be.
+
+    Floating entries become float32. Tied duplicates are compared with what they repeat, and left
+    out.
+
+    Raises:
+        UserError: tied entries differ; an entry has another shape and is no table of positions.
+    """
+    wanted = model.state_dict()
+    derived = _derived(model)
+    report = Imported({})
+    for name, value in state.items():
+        if name in derived or name.endswith(_BUFFERS):
+            if name not in derived or not _same(derived[name], value):
+                report.derived.append(name)
+        elif name in ALIASES:
+            _check_alias(name, state)
+        elif (ours := our_name(name)) in wanted:
+            report.weights[ours] = value.float() if value.is_floating_point() else value
+        else:
+            report.unused.append(name)
+    report.weights, report.resized = resize_positions(report.weights, model)
+    for name, value in report.weights.items():
+        if value.shape != wanted[name].shape:
+            raise UserError(
+                f"state dict entry {official_name(name)} has shape {list(value.shape)},"
+                f" not {list(wanted[name].shape)}",
+                "check the sizes in the configuration",
+            )
+    report.missing = [name for name in wanted if name not in report.weights]
+    return report
+
+
 def from_official(state: Mapping[str, Tensor], model: XVLM) -> dict[str, Tensor]:
     """The reference's entries as a state dict of ``model``; every entry is accounted for.
 
@@ -53,43 +106,36 @@ def from_official(state: Mapping[str, Tensor], model: XVLM) -> dict[str, Tensor]
     Raises:
         UserError: an entry is missing, unknown, of another shape, or contradicts the configuration.
     """
-    wanted = {name: tuple(value.shape) for name, value in model.state_dict().items()}
-    derived = _derived(model)
-    ours: dict[str, Tensor] = {}
-    for name, value in state.items():
-        if name in derived:
-            same = derived[name].shape == value.shape and torch.equal(
-                derived[name].to(value.dtype), value
-            )
-            if not same:
-                raise UserError(
-                    f"state dict entry {name} does not agree with the configuration",
-                    "check image size and window size",
-                )
-        elif name in ALIASES:
-            if ALIASES[name] in state and not torch.equal(value, state[ALIASES[name]]):
-                raise UserError(
-                    f"state dict entry {name} differs from {ALIASES[name]}",
-                    "the two are one parameter here; the weights are of another model",
-                )
-        elif (our := our_name(name)) not in wanted:
-            raise UserError(
-                f"state dict entry {name} is not known", "the weights are of another model"
-            )
-        elif tuple(value.shape) != wanted[our]:
-            raise UserError(
-                f"state dict entry {name} has shape {list(value.shape)}, not {list(wanted[our])}",
-                "check the sizes in the configuration",
-            )
-        else:
-            ours[our] = value.float() if value.is_floating_point() else value
-    missing = [official_name(name) for name in wanted if name not in ours]
-    if missing:
+    report = import_official(state, model)
+    if report.derived or report.resized:
+        name = (report.derived or [official_name(name) for name in report.resized])[0]
         raise UserError(
-            f"state dict lacks {len(missing)} entries, such as {missing[0]}",
+            f"state dict entry {name} does not agree with the configuration",
+            "check image size and window size",
+        )
+    if report.unused:
+        raise UserError(
+            f"state dict entry {report.unused[0]} is not known", "the weights are of another model"
+        )
+    if report.missing:
+        raise UserError(
+            f"state dict lacks {len(report.missing)} entries, such as"
+            f" {official_name(report.missing[0])}",
             "the weights are of another model, or incomplete",
         )
-    return ours
+    return report.weights
+
+
+def _check_alias(name: str, state: Mapping[str, Tensor]) -> None:
+    if ALIASES[name] in state and not torch.equal(state[name], state[ALIASES[name]]):
+        raise UserError(
+            f"state dict entry {name} differs from {ALIASES[name]}",
+            "the two are one parameter here; the weights are of another model",
+        )
+
+
+def _same(ours: Tensor, theirs: Tensor) -> bool:
+    return ours.shape == theirs.shape and torch.equal(ours.to(theirs.dtype), theirs)
 
 
 def to_official(model: XVLM) -> dict[str, Tensor]:

@@ -56,6 +56,8 @@ class Fused:
     """[K, D] at the masked positions."""
     labels: Tensor
     """[K] int64: the tokens that stood there; -100 where a slot is not in use."""
+    rows: Tensor
+    """[K] int64: the concept whose text each is of."""
 
 
 def encode_texts(
@@ -104,7 +106,7 @@ def cross_modal(
     if whole is not None:
         vision = VisionTokens.cat([vision, whole])
     pairs, other_images, masked, boxes = [], [], [], []
-    labels, targets = [], []
+    labels, targets, owners = [], [], []
     for group, clean, hidden, mask in zip(
         plan.groups, encoded.texts.clean, encoded.texts.masked, encoded.texts.masks, strict=True
     ):
@@ -115,6 +117,7 @@ def cross_modal(
         masked.append(Segment(hidden, mask, rows, places))
         labels.append(batch.masked_labels.index_select(0, rows).gather(1, group.slots))
         targets.append(group.targets)
+        owners.append(rows[:, None].expand_as(group.slots))
         if whole is not None:
             view = batch.image_index.index_select(0, rows) + len(batch.text_ids)
             boxes.append(Segment(clean, mask, view, _first(rows)))
@@ -147,12 +150,15 @@ def cross_modal(
         pairs=torch.cat([of_pairs, of_images, of_texts]),
         boxes=in_rows(take(len(boxes))) if whole is not None else None,
         masked=torch.cat(of_masked),
-        labels=torch.cat(
-            [
-                part.flatten().index_select(0, target)
-                for part, target in zip(labels, targets, strict=True)
-            ]
-        ),
+        labels=_chosen(labels, targets),
+        rows=_chosen(owners, targets),
+    )
+
+
+def _chosen(parts: Sequence[Tensor], places: Sequence[Tensor]) -> Tensor:
+    """The elements at some places of each part."""
+    return torch.cat(
+        [part.flatten().index_select(0, place) for part, place in zip(parts, places, strict=True)]
     )
 
 

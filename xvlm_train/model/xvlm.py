@@ -45,6 +45,8 @@ class Outputs:
     """[K, vocabulary] at the K masked positions of all texts."""
     mlm_labels: Tensor
     """[K] int64: the tokens that stood there; -100 where a slot is not in use."""
+    mlm_rows: Tensor
+    """[K] int64: the concept whose text each is of."""
     predicted_boxes: Tensor | None
     """[B, 4] (cx, cy, w, h) in [0, 1]; none for the image-text stream."""
     matching_states: Tensor
@@ -210,6 +212,7 @@ class XVLM(nn.Module):
             ),
             mlm_logits=self.text_encoder.token_logits(fused.masked),
             mlm_labels=fused.labels,
+            mlm_rows=fused.rows,
             predicted_boxes=None if fused.boxes is None else self.predict_boxes(fused.boxes),
             matching_states=fused.pairs,
             image_weights=image_weights,

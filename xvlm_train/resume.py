@@ -1,0 +1,190 @@
+"""Going on with a run: from where, with which settings, at which place of the data."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Mapping
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from xvlm_data.errors import UserError
+from xvlm_train.config import PretrainConfig, differences, load_config
+
+if TYPE_CHECKING:
+    from xvlm_train.data.stream import Stream
+    from xvlm_train.engine.checkpoint import Checkpoint
+    from xvlm_train.run import Inputs
+
+RESUME = "xvlm-train pretrain --resume"
+
+#: Settings with which a run would go on without complaint, and wrongly: by key, what goes wrong.
+_SILENT = (
+    (
+        r"model\.(?!.*(dropout|drop_path|pretrained|initializer_range|temperature)$).*",
+        "the weights were trained with the other",
+    ),
+    (r"data\.image_size", "the weights were trained with the other"),
+    (r"tokenizer\..*", "the checkpoint's vocabulary stays"),
+    (
+        r"(train|data)\.seed|data\.(pool_groups|lanes)|data\.region_as_caption|manifests",
+        "rows would come in another order, some of them twice in an epoch and others never",
+    ),
+)
+
+
+def find_start(
+    resume: str | None, out: Path, out_is_default: bool
+) -> tuple[Checkpoint | None, Path]:
+    """The checkpoint to go on from, if any, and the run's folder.
+
+    Raises:
+        UserError: ``resume`` names nothing that can be resumed.
+    """
+    from xvlm_train.engine import checkpoint
+
+    if resume is None:
+        return None, out
+    if resume == "auto":
+        return (checkpoint.find(out) if checkpoint.begun(out) else None), out
+    found = checkpoint.find(Path(resume))
+    if not out_is_default:
+        return found, out
+    if found.path.parent.name != checkpoint.FOLDER:
+        raise UserError(
+            f"{found.path} does not lie in a run's folder", "say where to go with --out"
+        )
+    return found, found.path.parent.parent
+
+
+def settle_config(
+    found: Checkpoint | None,
+    preset: str,
+    preset_given: bool,
+    file: Path | None,
+    overrides: list[str],
+    official: bool,
+    model: Mapping[str, Any] | None = None,
+) -> tuple[PretrainConfig, dict[str, str]]:
+    """The configuration of the run, and what differs from the checkpoint's.
+
+    Without a preset, a resumed run keeps the checkpoint's settings under what is given anew.
+    ``model`` are the settings that an initial model dictates.
+    """
+    from xvlm_train.saved import CONFIG_FILE
+
+    files = [file] if file else []
+    if found is None:
+        return load_config(preset, files, overrides, official=official, model=model), {}
+    kept = found.path / CONFIG_FILE
+    before = load_config(files=[kept])
+    if not preset_given:
+        files = [kept, *files]
+    config = load_config(
+        preset if preset_given else None, files, overrides, official=official, model=model
+    )
+    # The vocabulary's size is the tokenizer's, which comes with the checkpoint.
+    config.model.text = replace(config.model.text, vocab=before.model.text.vocab)
+    return config, differences(before, config)
+
+
+def refuse_silent(changes: Mapping[str, str], allowed: Collection[str]) -> None:
+    """Stop where a changed setting would make the run wrong without anything showing it.
+
+    Args:
+        changes: ``old → new`` by key.
+        allowed: keys that may change all the same.
+
+    Raises:
+        UserError: names each, why, and how to insist.
+    """
+    wrong = {
+        key: why
+        for key in changes
+        for pattern, why in _SILENT
+        if re.fullmatch(pattern, key) and key not in allowed
+    }
+    if wrong:
+        told = "; ".join(f"{key}: {changes[key]} ({why})" for key, why in wrong.items())
+        insist = " ".join(f"--allow-change {key}" for key in wrong)
+        raise UserError(
+            f"going on with other settings than the checkpoint's: {told}",
+            f"give them as they were, or insist with {insist}",
+        )
+
+
+def settle_inputs(given: Inputs, found: Checkpoint | None) -> Inputs:
+    """The manifests of the run: as given, or where none are, those of the checkpoint.
+
+    Raises:
+        UserError: no training manifest at all.
+    """
+    if given.shared or given.image_text or given.multi_grained:
+        return given
+    if found is None:
+        raise UserError("no manifest", "give at least one --manifest")
+    try:
+        before = msgspec.convert(found.state["inputs"], type(given))
+    except (KeyError, msgspec.ValidationError) as error:
+        what = f"{found.path}: its state.json does not say the manifests ({error})"
+        raise UserError(what, "give them with --manifest") from None
+    return replace(
+        before,
+        held_out=given.held_out or before.held_out,
+        image_root=given.image_root or before.image_root,
+    )
+
+
+def prepare_folder(folder: Path, found: Checkpoint | None, resume: str | None) -> None:
+    """Make the run's folder, and set aside what is damaged in it.
+
+    Raises:
+        UserError: another run's remains are in it.
+    """
+    from xvlm_train.engine import checkpoint
+
+    own = found is not None and found.path.resolve().is_relative_to(folder.resolve())
+    if checkpoint.has_run(folder) and not own and resume != "auto":
+        fix = f"go on with it ({RESUME} {folder}) or choose another --out"
+        raise UserError(f"{folder} already holds a run", fix)
+    folder.mkdir(parents=True, exist_ok=True)
+    if found and own:
+        checkpoint.set_aside_damaged(found)
+
+
+@dataclass(frozen=True)
+class Position:
+    """A place in a stream that means the same for any number of ranks and any batch size."""
+
+    epoch: int
+    row: int
+    """Usable rows of the epoch that all ranks together have had."""
+    rows: int
+    """Usable rows that an epoch has."""
+
+    @classmethod
+    def after(cls, batches: int, stream: Stream, world: int) -> Position:
+        """Where ``world`` ranks stand in ``stream`` after that many batches each."""
+        epoch, within = divmod(batches, stream.steps_per_epoch(world))
+        return cls(epoch, within * stream.rows_per_step(world) * world, len(stream))
+
+    def batches(self, stream: Stream, world: int) -> tuple[int, int]:
+        """The batches that bring ``world`` ranks here, and how many rows they then see again.
+
+        Whole batches only, so up to one global batch less one row is seen a second time.
+        """
+        together = stream.rows_per_step(world) * world
+        per_epoch = stream.steps_per_epoch(world)
+        within = min(self.row // together, per_epoch)
+        return self.epoch * per_epoch + within, max(0, self.row - within * together)
+
+    def as_state(self) -> dict[str, Any]:
+        """Plain values, for :meth:`from_state`."""
+        return asdict(self)
+
+    @classmethod
+    def from_state(cls, state: dict[str, Any]) -> Position:
+        """What :meth:`as_state` gave."""
+        return cls(**state)
