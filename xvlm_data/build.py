@@ -172,7 +172,8 @@ def build(
     plan = info | {
         "root": str(root),
         "image_root": str(image_root),
-        "range": [reading.RANGE, reading.IMAGE_RANGE],
+        "range": reading.RANGE,
+        "image_range": reading.IMAGE_RANGE,
     }
     if options.compares_images:
         plan["evaluation_images"] = {given: stamp(given) for given in options.exclude_images}

@@ -165,9 +165,11 @@ def die_at_random(job: Job, folder: Path, kills: int, seed: int) -> dict[str, An
     lasts = time.monotonic() - start
     killed = builds = 0
     wrong, runs = [], []
+    most = 0
     while killed < kills:
         out = folder / f"build{builds}"
         builds += 1
+        kept: set[str] = set()
         for run in range(1, 1_000):
             child = in_child(lambda out=out: job.run(out))  # type: ignore[misc]
             time.sleep(chance.uniform(0, lasts) if killed < kills else 0)
@@ -187,7 +189,12 @@ def die_at_random(job: Job, folder: Path, kills: int, seed: int) -> dict[str, An
             killed += 1
             if not whole_or_absent(out):
                 wrong.append([builds, run, "not whole", sorted(map(str, out.rglob("*")))[:20]])
-    return {"killed": killed, "builds": builds, "runs": runs, "wrong": wrong, "lasts": lasts}
+            if not (out / "manifest.json").exists():
+                now = {str(path.relative_to(out)) for path in out.glob(".building/*/*.json")}
+                if kept - now:
+                    wrong.append([builds, run, "done and lost", sorted(kept - now)[:20]])
+                most, kept = max(most, len(now)), now
+    return {"killed": killed, "builds": builds, "runs": runs, "wrong": wrong, "most": most}
 
 
 def main(what: dict[str, Any]) -> None:

@@ -80,6 +80,6 @@ def test_fifty_kills_at_random_moments(tmp_path: Path) -> None:
     build = job("coco", root, 50_000, workers=2, shard_rows=20, check="none")
     found = drive(tmp_path, mode="kills", job=build, kills=50, seed=7)
     assert found["killed"] == 50
+    # Neither other bytes, nor a task that a run had done and the next did not find done.
     assert found["wrong"] == []
-    # Something of every run was kept: no build needed as many runs as it was killed at its start.
-    assert max(found["runs"]) < 40
+    assert found["most"] > 3

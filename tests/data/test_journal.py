@@ -286,6 +286,7 @@ def test_other_options_and_inputs_are_told_in_one_line(
     assert f"{file}: changed since this build began; add --restart" in line
     assert run(*command, "--restart").returncode == 0
     assert sorted(path.name for path in out.iterdir()) == [
+        "croissant.json",
         *(f"manifest-0000{number}.parquet" for number in range(3)),
         "manifest.json",
         "rejects.parquet",

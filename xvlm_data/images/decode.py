@@ -18,6 +18,7 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from xvlm_data.errors import UserError
+from xvlm_data.storage import is_local
 
 #: Formats that web-scale image sets really hold (JPEG includes MPO). EPS, PDF and the like start
 #: interpreters.
@@ -59,9 +60,9 @@ def read_bytes(path: Path, limits: Limits = DEFAULT_LIMITS) -> bytes:
         ImageError: missing_image, empty_image or image_too_big.
     """
     try:
-        with path.open("rb", buffering=0) as file:
+        with path.open("rb") as file:
             # Asked for more than there is, Python would set aside all that memory first.
-            size = os.fstat(file.fileno()).st_size
+            size = os.fstat(file.fileno()).st_size if is_local(path) else limits.max_bytes
             data = file.read(min(size, limits.max_bytes) + 1)
     except (FileNotFoundError, NotADirectoryError):
         raise ImageError("missing_image", f"{path}: no such file") from None
