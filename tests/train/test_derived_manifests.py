@@ -28,7 +28,7 @@ def training_rows(manifest: Manifest) -> dict[str, Row]:
 def in_order(row: Row) -> list[int]:
     """The order of a build: captions, regions, objects."""
     kinds = ["image", "region", "object"]
-    return sorted(range(len(row.texts)), key=lambda i: kinds.index(row.granularity(i)))
+    return sorted(range(len(row)), key=lambda i: kinds.index(row.granularity(i)))
 
 
 def test_training_reads_the_same_rows(tmp_path: Path) -> None:
@@ -49,6 +49,9 @@ def test_training_reads_the_same_rows(tmp_path: Path) -> None:
         for id_, row in wanted.items():
             order = in_order(row)
             assert found[id_].image["bytes"] == row.image["bytes"]
-            assert found[id_].texts == [row.texts[i] for i in order]
-            assert found[id_].attributes == [row.attributes[i] for i in order]
+            again = found[id_]
+            assert [again.text(k) for k in range(len(again))] == [row.text(i) for i in order]
+            assert [again.attributes(k) for k in range(len(again))] == [
+                row.attributes(i) for i in order
+            ]
             np.testing.assert_allclose(found[id_].boxes, row.boxes[order], atol=1e-6)
