@@ -343,3 +343,15 @@ def test_wandb_that_is_not_there_is_told(tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.setitem(sys.modules, "wandb", None)
     with pytest.raises(UserError, match="not installed"):
         Log(tmp_path, resume_step=0, total_steps=1, wandb="mine")
+
+
+def test_wandb_gets_what_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("wandb", reason="the extra wandb is not installed")
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    for step in (1, 2):  # the second run goes on with the first
+        with Log(tmp_path, resume_step=step - 1, total_steps=2, wandb="mine") as log:
+            log.write(step, {"image_text/itc": 0.5, "image_text/itm": float("nan")})
+    written = sorted((tmp_path / "wandb").glob("offline-run-*/*.wandb"))
+    assert len({path.stem for path in written}) == 1
+    assert all(b"image_text/itc" in path.read_bytes() for path in written)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import math
 import time
+import uuid
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -268,7 +269,7 @@ def _start_wandb(project: str, run: Path) -> Any:
         ) from None
     remembered = run / "wandb_id"
     if not remembered.exists():
-        remembered.write_text(wandb.util.generate_id() + "\n", encoding="utf-8")
+        remembered.write_text(uuid.uuid4().hex + "\n", encoding="utf-8")
     try:
         return wandb.init(
             project=project,
