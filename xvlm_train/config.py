@@ -112,6 +112,11 @@ class TrainConfig:
             raise UserError(f"train.max_bad_rows is {self.max_bad_rows}", "give 0 to 1")
         if self.sharding != "none" and self.precision == "fp16":
             raise UserError("train.sharding with train.precision fp16 is not supported", "use bf16")
+        if self.sharding != "none" and self.accumulate > 1:
+            raise UserError(
+                "train.sharding with train.accumulate above 1 is not supported",
+                "use compute.checkpointing, which saves memory too",
+            )
         if not 0 <= self.iter_perc <= 1:
             raise UserError(f"train.iter_perc is {self.iter_perc}", "give 0 to 1")
 

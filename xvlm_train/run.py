@@ -328,6 +328,10 @@ class Run:
 
     def _shard(self, objective: nn.Module) -> sharding.ShardedGradients:
         """Shard the model over the ranks; its parameters as the optimiser sees them then."""
+        if self.config.train.sharding_dtype == "bf16" and self.precision != "bf16":
+            raise UserError(
+                "train.sharding_dtype bf16 needs train.precision bf16", "--set train.precision=bf16"
+            )
         if not self.resume:
             sharding.copy_from_main(self.model)
         sharding.shard(

@@ -46,7 +46,10 @@ def shard(
     """
     mesh = init_device_mesh(device.type, (dist.get_world_size(),))
     policy = MixedPrecisionPolicy(
-        param_dtype=torch.bfloat16 if dtype == "bf16" else None, reduce_dtype=torch.float32
+        param_dtype=torch.bfloat16 if dtype == "bf16" else None,
+        reduce_dtype=torch.float32,
+        # Boxes and losses stay in float32; autocast knows which inputs may be less.
+        cast_forward_inputs=False,
     )
     # FSDP2 shards the first dimension, which a scalar does not have.
     scalars = {p for p in root.parameters() if p.dim() == 0}
