@@ -80,7 +80,9 @@ class Batch:
     """Known without asking the device, where the batch was made on the host."""
 
     def __post_init__(self) -> None:
-        self.host = HostText(self.text_mask.sum(1).cpu().numpy(), self.masked_labels.cpu().numpy())
+        # Copies: a tensor that a worker sends moves to other memory, and leaves its arrays behind.
+        lengths, labels = self.text_mask.sum(1), self.masked_labels
+        self.host = HostText(np.array(lengths.cpu()), np.array(labels.cpu()))
 
     def to(self, device: torch.device | str, non_blocking: bool = True) -> Batch:
         """The same batch on the device that computes, its images normalised there.
