@@ -156,24 +156,31 @@ def prepare_folder(folder: Path, found: Checkpoint | None, resume: str | None) -
 
 @dataclass(frozen=True)
 class Position:
-    """A place in a stream that means the same for any number of ranks and any batch size."""
+    """A place in a stream, for any number of ranks and any batch size.
+
+    The order of an epoch's rows depends on how many all ranks together read a step; so with another
+    number of them the rest of the epoch is not what the former run would have read.
+    """
 
     epoch: int
     row: int
     """Usable rows of the epoch that all ranks together have had."""
     rows: int
     """Usable rows that an epoch has."""
+    together: int = 0
+    """Rows a step of all ranks; 0 where an older checkpoint does not say."""
 
     @classmethod
     def after(cls, batches: int, stream: Stream, world: int) -> Position:
         """Where ``world`` ranks stand in ``stream`` after that many batches each."""
         epoch, within = divmod(batches, stream.steps_per_epoch(world))
-        return cls(epoch, within * stream.rows_per_step(world) * world, len(stream))
+        together = stream.rows_per_step(world) * world
+        return cls(epoch, within * together, len(stream), together)
 
     def batches(self, stream: Stream, world: int) -> tuple[int, int]:
-        """The batches that bring ``world`` ranks here, and how many rows they then see again.
+        """The batches that bring ``world`` ranks here, and how many rows short of it they are.
 
-        Whole batches only, so up to one global batch less one row is seen a second time.
+        Whole batches only, so up to one global batch less one row.
         """
         together = stream.rows_per_step(world) * world
         per_epoch = stream.steps_per_epoch(world)

@@ -377,11 +377,14 @@ class Run:
         for name, stream in self.streams.items():
             if name in before:
                 position = Position.from_state(before[name])
-                first[name], again = position.batches(stream, self.world.size)
-                if again:
+                first[name], short = position.batches(stream, self.world.size)
+                together = stream.rows_per_step(self.world.size) * self.world.size
+                if position.row and position.together != together:
                     self.console.print(
                         f"[yellow]{name}: goes on in epoch {position.epoch} at row"
-                        f" {position.row - again:,}; {again:,} rows come a second time[/]"
+                        f" {position.row - short:,}; with {together:,} rows a step in the place of"
+                        f" {position.together:,} the rest of this epoch is in another order: some"
+                        " rows come a second time, others not before the next epoch[/]"
                     )
         return first
 

@@ -27,6 +27,7 @@ from xvlm_train.data.order import Order
 from xvlm_train.data.rows import Reads
 from xvlm_train.data.stream import Stream
 from xvlm_train.engine.schedule import is_multi_grained
+from xvlm_train.resume import Position
 
 TOKENIZER = tokenizer()
 STEPS, RESUMED = 200, 97
@@ -345,3 +346,11 @@ def test_broken_concepts_do_not_empty_an_image(tmp_path: Path) -> None:
     batch = source.batch(0)
     # No image without a concept, none twice.
     assert sorted(batch.image_index.tolist()) == [0, 1, 2, 3]
+
+
+def test_a_place_is_found_again(recipe: Path) -> None:
+    made = streams(recipe)["image_text"]
+    place = Position.after(5, made, 2)
+    assert place.together == 2 * made.rows_per_step(2) == 8
+    assert place.batches(made, 2) == (5, 0)
+    assert Position.from_state(place.as_state()) == place

@@ -82,7 +82,7 @@ class Batch:
     def __post_init__(self) -> None:
         # Copies: a tensor that a worker sends moves to other memory, and leaves its arrays behind.
         lengths, labels = self.text_mask.sum(1), self.masked_labels
-        self.host = HostText(np.array(lengths.cpu()), np.array(labels.cpu()))
+        self.host = HostText(lengths.cpu().numpy().copy(), labels.cpu().numpy().copy())
 
     def to(self, device: torch.device | str, non_blocking: bool = True) -> Batch:
         """The same batch on the device that computes, its images normalised there.
