@@ -32,20 +32,6 @@ from xvlm_data.storage import as_path
 ROOT = Path(__file__).resolve().parents[2]
 
 
-@pytest.fixture(autouse=True)
-def _no_hang() -> Iterator[None]:
-    """A client that waits for ever fails its own test, and not the whole run."""
-
-    def give_up(*_: object) -> None:
-        raise TimeoutError("the object store's client does not come back")
-
-    former = signal.signal(signal.SIGALRM, give_up)
-    signal.alarm(120)
-    yield
-    signal.alarm(0)
-    signal.signal(signal.SIGALRM, former)
-
-
 @pytest.fixture(scope="module")
 def store() -> Iterator[dict[str, str]]:
     with object_store("raw", "out") as environment:

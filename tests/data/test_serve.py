@@ -545,6 +545,6 @@ def test_the_command_tells_what_is_wrong(tmp_path: Path) -> None:
         taken_port.listen()
         port = taken_port.getsockname()[1]
         assert "cannot listen" in fails(path, "--port", port)
-    assert "check --host" in fails(path, "--host", "192.0.2.1")
+    assert "check --host" in fails(path, "--host", "240.0.0.1")
     result = CliRunner().invoke(serve_command, ["--help"])
     assert "Examples:" in result.output

@@ -39,7 +39,7 @@ def run_on_two_ranks(
         [sys.executable, "-m", "tests.train.kill_driver", str(path)],
         capture_output=True,
         text=True,
-        timeout=900,
+        timeout=300,
         check=False,
     )
     assert done.returncode == 0, done.stderr

@@ -10,7 +10,7 @@ from tests.train import small_manifests as small
 from tests.train.killing import measured, run_on_two_ranks
 from tests.train.test_pretrain import SETTINGS, arguments
 
-STEPS = 24
+STEPS = 60
 
 
 @pytest.fixture(scope="module")
@@ -29,7 +29,8 @@ def test_ten_kills_leave_no_trace_in_the_weights(data: Path, tmp_path: Path) -> 
     plan = {"kills": 10, "out": str(out), "steps": STEPS, "seed": 1, "step_seconds": 0.05}
     kills = run_on_two_ranks(tmp_path, lines, **plan)
     assert len(kills) == 10
-    assert all(kill["status"] == [-9, -9] for kill in kills), kills
+    # The other rank may find out that it is alone before its own signal comes.
+    assert all(kill["status"][0] == -9 and kill["status"][1] for kill in kills), kills
     # Some of them while a checkpoint was half written.
     assert sum(kill["saving"] and bool(kill["partial"]) for kill in kills) >= 3, kills
     last = f"checkpoints/step_{STEPS:08d}"

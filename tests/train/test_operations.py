@@ -11,7 +11,6 @@ import json
 import os
 import re
 import shlex
-import socket
 import subprocess
 import sys
 import time
@@ -25,6 +24,7 @@ import yaml
 from click.testing import CliRunner
 from safetensors.torch import load_file
 
+from tests.ports import free_port
 from tests.train import small_manifests as small
 from tests.train.test_pretrain import SETTINGS
 from xvlm_data.commands import main as data_main
@@ -36,6 +36,8 @@ ROOT = Path(__file__).resolve().parents[2]
 DOCUMENT = ROOT / "docs" / "operations.md"
 BLOCKS = re.findall(r"```sh\n(.*?)```", DOCUMENT.read_text(encoding="utf-8"), re.DOTALL)
 STEPS = 12
+#: A machine whose name leads nowhere finds itself.
+HERE = "--local-addr 127.0.0.1"
 
 
 def block(containing: str) -> str:
@@ -73,7 +75,7 @@ def smaller(text: str, out: str | None = None) -> str:
     if out is not None:
         text = text.replace("runs/4m", out)
     python = shlex.quote(sys.executable)
-    text = text.replace("torchrun ", f"{python} -m torch.distributed.run ")
+    text = text.replace("torchrun ", f"{python} -m torch.distributed.run {HERE} ")
     return text.replace("-m xvlm_train ", "-m tests.train.ranks ")
 
 
@@ -100,8 +102,10 @@ def environment(**more: str) -> dict[str, str]:
     return {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), **more}
 
 
-def started(command: str, place: Path, **more: str) -> subprocess.Popen[str]:
-    return subprocess.Popen(
+@contextlib.contextmanager
+def started(command: str, place: Path, **more: str) -> Iterator[subprocess.Popen[str]]:
+    """The command's process; whatever of it is left at the end is killed."""
+    process = subprocess.Popen(
         ["bash", "-c", command],
         cwd=place,
         env=environment(**more),
@@ -110,6 +114,27 @@ def started(command: str, place: Path, **more: str) -> subprocess.Popen[str]:
         text=True,
         start_new_session=True,
     )
+    try:
+        yield process
+    finally:
+        if process.poll() is None:
+            for left in (*children(process), process):
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    left.kill()
+            process.communicate()
+
+
+def children(process: subprocess.Popen[str]) -> list[psutil.Process]:
+    return psutil.Process(process.pid).children(recursive=True)
+
+
+def wait_for(path: Path, process: subprocess.Popen[str]) -> None:
+    """Until the file is there, which the process writes."""
+    deadline = time.monotonic() + 300
+    while not path.exists():
+        assert process.poll() is None, process.communicate()[0]
+        assert time.monotonic() < deadline, f"no {path.name} after five minutes"
+        time.sleep(0.02)
 
 
 @pytest.fixture(scope="module")
@@ -181,23 +206,13 @@ def test_torchrun_starts_again_when_a_rank_is_killed(place: Path) -> None:
     command = smaller(
         block("torchrun --standalone --nproc_per_node 8 --max-restarts").strip(), "runs/elastic"
     )
-    process = started(f"{command} --steps 60", place)
-    latest = out / "checkpoints" / "latest"
-    give_up = time.monotonic() + 900
-    while not latest.exists() and process.poll() is None and time.monotonic() < give_up:
-        time.sleep(0.02)
-    victims = [
-        child
-        for child in psutil.Process(process.pid).children(recursive=True)
-        if child.environ().get("RANK") == "1"
-    ]
-    assert victims, process.communicate()[0]
-    victims[0].kill()
-    output, _ = process.communicate(timeout=900)
+    with started(f"{command} --steps 60", place) as process:
+        wait_for(out / "checkpoints" / "latest", process)
+        (victim,) = [c for c in children(process) if c.environ().get("RANK") == "1"]
+        victim.kill()
+        output, _ = process.communicate(timeout=300)
     assert process.returncode == 0, output
-    # On a busy machine gloo may give up on a new group; then torchrun starts it once more.
-    refused = "connectFullMesh failed" in output
-    assert refused or "Traceback" not in output.replace("Traceback : Signal 9", ""), output
+    assert "Traceback" not in output.replace("Traceback : Signal 9", ""), output
     starts = [event for event in read_events(out) if event["event"] == "start"]
     assert len(starts) == 2 and 2 <= starts[1]["step"] < 60
     assert [line["step"] for line in read_metrics(out) if "lr" in line] == list(range(1, 61))
@@ -209,17 +224,18 @@ def test_torchrun_starts_again_when_a_rank_is_killed(place: Path) -> None:
 
 def test_two_nodes_train_sharded(place: Path) -> None:
     """Both sections at once: a node of the many has one process, and the model is sharded."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     text = block("torchrun --nnodes").strip()
     sharded = re.search(r"--set train.sharding=fsdp", block("train.sharding=fsdp"))
     assert sharded is not None
     text = text.replace("--nnodes 4 --nproc_per_node 8", "--nnodes 2 --nproc_per_node 1")
     text = text.replace(":29500", f":{port}")
     command = f"{smaller(text, 'runs/sharded')} {sharded[0]}"
-    nodes = [started(command, place, HEAD_NODE="127.0.0.1") for _ in range(2)]
-    outputs = [node.communicate(timeout=900)[0] for node in nodes]
+    with contextlib.ExitStack() as stack:
+        nodes = [
+            stack.enter_context(started(command, place, HEAD_NODE="127.0.0.1")) for _ in range(2)
+        ]
+        outputs = [node.communicate(timeout=300)[0] for node in nodes]
     assert [node.returncode for node in nodes] == [0, 0], "\n".join(outputs)
     found = checkpoint.find(place / "runs" / "sharded")
     assert found.step == STEPS and found.state["world_size"] == 2
@@ -256,9 +272,7 @@ def test_slurm_requeues_a_job_that_was_told_to_stop(place: Path) -> None:
     (stubs / "xvlm-train").write_text(f'#!/bin/bash\nexec {sys.executable} -m xvlm_train "$@"\n')
     for stub in ("srun", "scontrol", "xvlm-train"):
         (stubs / stub).chmod(0o755)
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     script = smaller(block("#SBATCH"), "runs/slurm").replace("29500", str(port))
     script = script.replace("--resume auto", "--resume auto --steps 2000 --set data.workers=1")
     job = {
@@ -266,18 +280,14 @@ def test_slurm_requeues_a_job_that_was_told_to_stop(place: Path) -> None:
         "SLURM_JOB_NODELIST": "here",
         "SLURM_JOB_ID": "7",
     }
-    process = started(script, place, **job)
-    latest = place / "runs" / "slurm" / "checkpoints" / "latest"
-    give_up = time.monotonic() + 900
-    while not latest.exists() and process.poll() is None and time.monotonic() < give_up:
-        time.sleep(0.02)
-    # Slurm signals every process of the step: ranks, and their loader workers too.
-    steps = psutil.Process(process.pid).children(recursive=True)
-    for child in steps:
-        with contextlib.suppress(psutil.NoSuchProcess):
-            if "srun" not in " ".join(child.cmdline()[:2]):
-                child.terminate()
-    output, _ = process.communicate(timeout=900)
+    with started(script, place, **job) as process:
+        wait_for(place / "runs" / "slurm" / "checkpoints" / "latest", process)
+        # Slurm signals every process of the step: ranks, and their loader workers too.
+        for child in children(process):
+            with contextlib.suppress(psutil.NoSuchProcess):
+                if "srun" not in " ".join(child.cmdline()[:2]):
+                    child.terminate()
+        output, _ = process.communicate(timeout=300)
     assert process.returncode == 75, output
     assert "Traceback" not in output, output
     assert (stubs / "told").read_text() == "requeue 7\n"

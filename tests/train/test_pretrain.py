@@ -221,6 +221,7 @@ def test_two_ranks_train_one_model(data: Path, tmp_path: Path) -> None:
     done = subprocess.run(
         [
             *(sys.executable, "-m", "torch.distributed.run", "--standalone"),
+            *("--local-addr", "127.0.0.1"),  # whatever this machine's name leads to
             *("--nproc_per_node", "2", "-m", "tests.train.ranks", *line),
         ],
         env={**os.environ, "OMP_NUM_THREADS": "1"},

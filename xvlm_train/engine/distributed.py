@@ -14,6 +14,7 @@ import torch
 import torch.distributed as dist
 
 from xvlm_data.errors import UserError
+from xvlm_train.engine.rendezvous import meet
 
 T = TypeVar("T")
 
@@ -25,6 +26,8 @@ _LOST = re.compile(
 )
 #: Rank 0 evaluates and saves while the others wait in their next collective.
 _TIMEOUT = timedelta(hours=1)
+#: Nodes of a cluster may start minutes apart.
+_PATIENCE = timedelta(minutes=30)
 
 
 @dataclass(frozen=True)
@@ -42,11 +45,25 @@ class World:
 
 
 def join() -> None:
-    """Join the processes that ``torchrun`` started, if there are several and they did not yet."""
+    """Join the processes that ``torchrun`` started, if there are several and they did not yet.
+
+    Raises:
+        UserError: they do not find each other; ``torchrun --max-restarts`` tries again.
+    """
     if int(os.environ.get("WORLD_SIZE", "1")) > 1 and not dist.is_initialized():
         # gloo carries the host-side messages (stop flags) on GPU runs too.
         backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
-        dist.init_process_group(backend, timeout=_TIMEOUT)
+        try:
+            store, rank, size = meet(_PATIENCE)
+            dist.init_process_group(
+                backend, store=store, rank=rank, world_size=size, timeout=_TIMEOUT
+            )
+        except (RuntimeError, ValueError) as error:  # torch's; a variable that is missing
+            rank_of = f"{os.environ.get('RANK')} of {os.environ['WORLD_SIZE']}"
+            raise UserError(
+                f"rank {rank_of} does not find the others ({str(error).splitlines()[0]})",
+                "start all of them with torchrun, or with the same MASTER_ADDR and MASTER_PORT",
+            ) from error
 
 
 def start(device: str = "auto") -> World:
