@@ -30,7 +30,7 @@ from xvlm_train.engine.optim import adamw, parameter_groups
 from xvlm_train.engine.saving import Saver
 from xvlm_train.engine.weights import model_tensors, optimizer_tensors, volatile_names
 from xvlm_train.model.xvlm import XVLM
-from xvlm_train.run import Objective
+from xvlm_train.objective import Objective
 
 
 def random_batch(model: XVLM, rows: int, tokens: int, device: torch.device) -> Batch:

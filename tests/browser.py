@@ -52,3 +52,32 @@ def chromium(folder: Path) -> Iterator[Any]:
 def complaints(browser: Any) -> list[str]:
     """What the console says since it was last asked: errors, warnings, breaches of the policy."""
     return [entry["message"] for entry in browser.get_log("browser")]
+
+
+def one(browser: Any, selector: str) -> Any:
+    return browser.find_element("css selector", selector)
+
+
+def ids(browser: Any) -> list[str]:
+    """The rows whose cards are shown."""
+    found: list[str] = browser.execute_script(
+        "return [...document.querySelectorAll('.card .meta bdi')].map((id) => id.textContent)"
+    )
+    return found
+
+
+def choose(browser: Any, text: str, count: int) -> list[str]:
+    """Search for a text and wait for so many cards."""
+    from selenium.webdriver.common.keys import Keys
+
+    field = one(browser, "#search")
+    field.clear()
+    field.send_keys(text, Keys.SPACE, Keys.BACKSPACE)
+    wait(browser, lambda: len(ids(browser)) == count)
+    return ids(browser)
+
+
+def wait(browser: Any, done: Any) -> None:
+    from selenium.webdriver.support.ui import WebDriverWait
+
+    WebDriverWait(browser, 30, poll_frequency=0.05).until(lambda _: done())

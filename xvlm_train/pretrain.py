@@ -114,6 +114,7 @@ def pretrain_command(
     from xvlm_train.engine import distributed
     from xvlm_train.engine.preemption import EXIT_CODES
     from xvlm_train.engine.watchdog import HANGS
+    from xvlm_train.inputs import Inputs
     from xvlm_train.resume import (
         RESUME,
         find_start,
@@ -122,7 +123,7 @@ def pretrain_command(
         settle_config,
         settle_inputs,
     )
-    from xvlm_train.run import Inputs, Run
+    from xvlm_train.run import Run
     from xvlm_train.saved import dictated, locate
 
     given = Inputs(

@@ -16,7 +16,7 @@ from xvlm_train.config import PretrainConfig, differences, load_config
 if TYPE_CHECKING:
     from xvlm_train.data.stream import Stream
     from xvlm_train.engine.checkpoint import Checkpoint
-    from xvlm_train.run import Inputs
+    from xvlm_train.inputs import Inputs
 
 RESUME = "xvlm-train pretrain --resume"
 

@@ -4,22 +4,21 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import msgspec
 import torch
 from rich.console import Console
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from xvlm_data.errors import UserError
-from xvlm_data.manifest import Manifest, open_manifest
+from xvlm_data.manifest import Manifest
 from xvlm_train.config import PretrainConfig, dump_config
 from xvlm_train.data.batch import Batch
-from xvlm_train.data.entries import find_recipe, recipe_entries
 from xvlm_train.data.evaluation import EvalSet
 from xvlm_train.data.loader import batches
 from xvlm_train.data.stream import Stream
@@ -45,74 +44,15 @@ from xvlm_train.engine.weights import (
 )
 from xvlm_train.evaluate import results_table
 from xvlm_train.evaluator import Evaluator
-from xvlm_train.model.config import Parity
+from xvlm_train.inputs import Inputs, distinct, make_streams, open_inputs
 from xvlm_train.model.official import official_name
 from xvlm_train.model.pretrained import initialise
 from xvlm_train.model.xvlm import XVLM
 from xvlm_train.multiples import freeze, rate_multiple
-from xvlm_train.objectives import (
-    Whole,
-    compute_losses,
-    concept_keys,
-    matching_accuracy,
-    same_pairs,
-    whole_of,
-)
+from xvlm_train.objective import Objective
 from xvlm_train.resume import Position, refuse_silent
 from xvlm_train.saved import CONFIG_FILE, TOKENIZER_FOLDER, load_weights
-from xvlm_train.telemetry import host_measures, measures
-
-
-@dataclass(kw_only=True)
-class Inputs:
-    """The manifests of a run, by what they are for; remembered in its checkpoints."""
-
-    shared: list[str] = field(default_factory=list)
-    """For both streams: rows with captions to one, rows with boxes to the other."""
-    image_text: list[str] = field(default_factory=list)
-    """For this stream alone, and instead of the shared ones there."""
-    multi_grained: list[str] = field(default_factory=list)
-    """For this stream alone, and instead of the shared ones there."""
-    held_out: list[str] = field(default_factory=list)
-    image_root: str | None = None
-
-
-class Objective(nn.Module):
-    """The model with its losses: batch → scalars, as the loop and DDP want it."""
-
-    def __init__(self, model: XVLM, parity: Parity) -> None:
-        super().__init__()
-        self.model = model
-        self.parity = parity
-
-    def forward(self, batch: Batch, part: tuple[int, Whole] | None = None) -> dict[str, Tensor]:
-        """The losses, their ``total``, and what is worth a curve beside them.
-
-        Args:
-            batch: the batch, or a part of it.
-            part: which part, of what; the sums over parts are the values of the batch.
-        """
-        keys = self._keys(batch, part[0] if part else 0)
-        outputs = self.model(batch, same=None if keys is None else same_pairs(keys))
-        values = compute_losses(outputs, batch, config=self.parity, keys=keys, part=part)
-        share = 1 / part[1].parts if part else 1
-        values["matching_accuracy"] = matching_accuracy(outputs) * share
-        values["temperature"] = outputs.temperature.detach() * share
-        return values | measures(outputs, batch)
-
-    def whole(self, parts: Sequence[Batch], begin: Callable[[int], None]) -> Whole:
-        """What the parts of a batch have to know of each other; without gradients."""
-        found = []
-        for place, part in enumerate(parts):
-            begin(place)
-            encoded = self.model.encode(part)
-            found.append((part, encoded.image_features, encoded.text_features))
-        keys = [self._keys(part, place) for place, part in enumerate(parts)]
-        return whole_of(found, self.model.clamped_temperature(), keys, self.parity)
-
-    def _keys(self, batch: Batch, place: int) -> Tensor | None:
-        keep = self.parity.same_text_negatives == "keep"
-        return None if keep else concept_keys(batch, place)
+from xvlm_train.telemetry import host_measures
 
 
 class Run:
@@ -149,7 +89,7 @@ class Run:
         self.world, self.resume, self.console = world, resume, console
         self.init = init
         self.precision = precision_for(config.train.precision, world.device)
-        opened = _open_all(inputs)
+        opened = open_inputs(inputs)
         self.fingerprints = {
             name: [manifest.fingerprint for manifest in manifests]
             for name, manifests in opened.items()
@@ -158,7 +98,7 @@ class Run:
         self.tokenizer = self._make_tokenizer([*opened[IMAGE_TEXT], *opened[MULTI_GRAINED]])
         self.model = self._make_model()
         self.start_step = resume.step if resume else 0
-        self.streams = self._make_streams(opened)
+        self.streams = make_streams(inputs, opened, config, self.tokenizer, self.model.grid)
         self._compare_data(allowed)
         self._first_batches = self._place()
         self.held_out = (
@@ -208,7 +148,7 @@ class Run:
         else:
             built = self.folder / TOKENIZER_FOLDER
             if self.world.is_main:
-                texts = training_texts(_distinct(manifests), self.config.data.max_words)
+                texts = training_texts(distinct(manifests), self.config.data.max_words)
                 Tokenizer.train(texts, settings.vocab_size).save(built)
             distributed.barrier()
             tokenizer = Tokenizer.load(built)
@@ -236,29 +176,6 @@ class Run:
                     self.console.print(f"{part} encoder starts from {source}")
             self.new_parameters = distributed.from_main(new)
         return model.to(self.world.device)
-
-    def _make_streams(self, opened: dict[str, list[Manifest]]) -> dict[str, Stream]:
-        names = [IMAGE_TEXT] + [MULTI_GRAINED] * (self.config.train.iter_perc > 0)
-        streams = {}
-        for name in names:
-            recipe = find_recipe(getattr(self.inputs, name) or self.inputs.shared)
-            explicit = bool(recipe or getattr(self.inputs, name))
-            try:
-                streams[name] = Stream(
-                    recipe_entries(recipe, self.inputs.image_root)[name]
-                    if recipe
-                    else opened[name],
-                    self.config.data,
-                    self.tokenizer,
-                    self.model.grid,
-                    multi_grained=name == MULTI_GRAINED,
-                    skip_unusable=not explicit,
-                )
-            except UserError as error:
-                if explicit:
-                    raise
-                raise UserError(error.what, _WITHOUT[name]) from None
-        return streams
 
     def _make_trainer(self) -> Trainer:
         config, world = self.config, self.world
@@ -496,13 +413,6 @@ def _say(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
-#: What to do when no manifest has rows for a stream.
-_WITHOUT = {
-    IMAGE_TEXT: "add one that has, or use region texts: --set data.region_as_caption=true",
-    MULTI_GRAINED: "add one that has, or train without: --set train.iter_perc=0",
-}
-
-
 def precision_for(wanted: str, device: torch.device) -> Precision:
     """The precision to compute in: on a GPU ``auto`` is bf16 where it has it, else fp16.
 
@@ -516,34 +426,3 @@ def precision_for(wanted: str, device: torch.device) -> Precision:
     if wanted == "fp16" and device.type != "cuda":
         raise UserError(f"train.precision fp16 needs a GPU, this is {device.type}", "use auto")
     return msgspec.convert(wanted, Precision)
-
-
-def _open_all(inputs: Inputs) -> dict[str, list[Manifest]]:
-    """The manifests of each stream, and the held-out ones.
-
-    Raises:
-        UserError: one of them is missing, damaged or empty.
-    """
-
-    def opened(specs: Sequence[str], name: str = "") -> list[Manifest]:
-        if recipe := find_recipe(specs):
-            entries = recipe_entries(recipe, inputs.image_root)[name]
-            return list(dict.fromkeys(entry.manifest for entry in entries))
-        manifests = [open_manifest(spec, image_root=inputs.image_root) for spec in specs]
-        for spec, manifest in zip(specs, manifests, strict=True):
-            if not len(manifest):
-                raise UserError(
-                    f"{spec}: the manifest is empty", "see its rejects.parquet, or leave it out"
-                )
-        return manifests
-
-    return {
-        IMAGE_TEXT: opened(inputs.image_text or inputs.shared, IMAGE_TEXT),
-        MULTI_GRAINED: opened(inputs.multi_grained or inputs.shared, MULTI_GRAINED),
-        "held_out": opened(inputs.held_out),
-    }
-
-
-def _distinct(manifests: Sequence[Manifest]) -> list[Manifest]:
-    """Each manifest once, though it feeds both streams."""
-    return list({tuple(s.url for s in m.shards): m for m in manifests}.values())

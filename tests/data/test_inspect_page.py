@@ -14,7 +14,7 @@ import pytest
 from click.testing import CliRunner
 from PIL import Image
 
-from tests.browser import chromium, complaints
+from tests.browser import choose, chromium, complaints, ids, one, wait
 from tests.data.inspect_manifests import INFO, concept, row, write_folder
 from xvlm_data.errors import UserError
 from xvlm_data.inspect.command import inspect_command
@@ -103,30 +103,6 @@ def opened(browser: Any, page: Path) -> Any:
         lambda _: browser.execute_script("return document.documentElement.dataset.ready")
     )
     return browser
-
-
-def one(browser: Any, selector: str) -> Any:
-    return browser.find_element(By.CSS_SELECTOR, selector)
-
-
-def ids(browser: Any) -> list[str]:
-    found: list[str] = browser.execute_script(
-        "return [...document.querySelectorAll('.card .meta bdi')].map((id) => id.textContent)"
-    )
-    return found
-
-
-def choose(browser: Any, text: str, count: int) -> list[str]:
-    """Search for a text and wait for so many cards."""
-    field = one(browser, "#search")
-    field.clear()
-    field.send_keys(text, Keys.SPACE, Keys.BACKSPACE)
-    wait(browser, lambda: len(ids(browser)) == count)
-    return ids(browser)
-
-
-def wait(browser: Any, done: Any) -> None:
-    WebDriverWait(browser, 30, poll_frequency=0.05).until(lambda _: done())
 
 
 def chosen(browser: Any) -> list[str]:

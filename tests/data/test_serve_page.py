@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from tests.browser import chromium, complaints
+from tests.browser import choose, chromium, complaints, ids, one, wait
 from tests.data.inspect_manifests import INFO, concept, write_folder
-from tests.data.test_inspect_page import HOSTILE, ids, one, scene, wait
+from tests.data.test_inspect_page import HOSTILE, scene
 from tests.data.test_serve import Server
 from xvlm_data.manifest import open_manifest
 
@@ -54,14 +54,6 @@ def opened(browser: Any, server: Server, fragment: str = "") -> Any:
     return browser
 
 
-def search(browser: Any, text: str, count: int) -> list[str]:
-    field = one(browser, "#search")
-    field.clear()
-    field.send_keys(text, Keys.SPACE, Keys.BACKSPACE)
-    wait(browser, lambda: len(ids(browser)) == count)
-    return ids(browser)
-
-
 def asked(browser: Any, sql: str) -> str:
     field = one(browser, "#sql-text")
     field.clear()
@@ -76,9 +68,9 @@ def test_the_whole_manifest_is_searched(browser: Any, server: Server) -> None:
     opened(browser, server)
     assert one(browser, "h1").text == HOSTILE[1]
     assert len(ids(browser)) == 48
-    assert len(search(browser, "number 11", 11)) == 11  # 11, and 110 to 119
-    assert search(browser, "<script>document", 1) == ["made/100"]
-    search(browser, "", 48)
+    assert len(choose(browser, "number 11", 11)) == 11  # 11, and 110 to 119
+    assert choose(browser, "<script>document", 1) == ["made/100"]
+    choose(browser, "", 48)
     Select(one(browser, "select[name=kind]")).select_by_value("markup")
     wait(browser, lambda: ids(browser) == ["made/100"])
     Select(one(browser, "select[name=kind]")).select_by_value("")
@@ -105,7 +97,7 @@ def test_any_row_is_a_step_away(browser: Any, server: Server) -> None:
 def test_hostile_texts_are_texts_everywhere(browser: Any, server: Server) -> None:
     opened(browser, server)
     title = browser.title
-    search(browser, "onerror", 1)
+    choose(browser, "onerror", 1)
     one(browser, ".card").click()
     found = browser.find_elements(By.CSS_SELECTOR, "dialog .concept.region > bdi")
     shown = [part.get_attribute("textContent") for part in found][2:]
@@ -155,7 +147,7 @@ def test_a_selection_is_downloaded(browser: Any, server: Server, tmp_path: Path)
     behaviour = {"behavior": "allow", "downloadPath": str(tmp_path)}
     browser.execute_cdp_cmd("Browser.setDownloadBehavior", behaviour)
     opened(browser, server)
-    search(browser, "number 11", 11)
+    choose(browser, "number 11", 11)
     buttons = browser.find_elements(By.CSS_SELECTOR, "#pictures .push > button")
     next(button for button in buttons if button.text == "Export what fits").click()
     wait(browser, lambda: list(tmp_path.glob("*.parquet")))

@@ -20,8 +20,8 @@ from xvlm_train.data.batch import Batch
 from xvlm_train.engine import accumulate
 from xvlm_train.model import xvlm
 from xvlm_train.model.config import Parity
+from xvlm_train.objective import Objective
 from xvlm_train.objectives import compute_losses, concept_keys, same_pairs
-from xvlm_train.run import Objective
 
 #: What each rank holds: 5, 3, 1 and 4 concepts.
 RANKS = (

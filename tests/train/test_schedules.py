@@ -18,7 +18,7 @@ from xvlm_train.engine.schedule import learning_rate_factor
 from xvlm_train.model.config import Parity
 from xvlm_train.model.xvlm import XVLM
 from xvlm_train.multiples import freeze, layer_multiples, rate_multiple
-from xvlm_train.run import Objective
+from xvlm_train.objective import Objective
 
 
 @pytest.mark.parametrize("warmup", [0, 1, 10])
