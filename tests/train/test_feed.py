@@ -14,12 +14,16 @@ import fsspec
 import numpy as np
 import pytest
 import torch
+from click.testing import Result
 from fsspec.implementations.memory import MemoryFileSystem
 
+from tests.train.killing import measured
 from tests.train.small_manifests import boxed, captioned, concept, row, tokenizer, write
+from tests.train.test_pretrain import SETTINGS, xvlm
 from tests.train.test_stream import SMALL, assert_equal
 from xvlm_data.errors import UserError
 from xvlm_data.manifest import Manifest, open_manifest
+from xvlm_train.config import TrainConfig
 from xvlm_train.data.batch import Batch
 from xvlm_train.data.entries import Entry, find_recipe, recipe_entries
 from xvlm_train.data.loader import batches
@@ -354,3 +358,31 @@ def test_a_place_is_found_again(recipe: Path) -> None:
     assert place.together == 2 * made.rows_per_step(2) == 8
     assert place.batches(made, 2) == (5, 0)
     assert Position.from_state(place.as_state()) == place
+
+
+def test_a_run_of_a_recipe_takes_its_share_and_goes_on(recipe: Path, tmp_path: Path) -> None:
+    small = [s for s in SETTINGS if "iter_perc" not in s]
+
+    def run(out: str, *given: str, settings: list[str] = small) -> Result:
+        chosen = [word for setting in settings for word in ("--set", setting)]
+        return xvlm(
+            "pretrain", "--recipe", str(recipe), "--out", str(tmp_path / out), *chosen, *given
+        )
+
+    def steps(out: str) -> list[dict[str, Any]]:
+        return [line for line in measured(tmp_path / out) if "lr" in line]
+
+    done = run("whole", "--steps", "12")
+    assert done.exit_code == 0, done.stderr
+    drawn = ["multi_grained/box_giou" in line for line in steps("whole")]
+    assert drawn == [is_multi_grained(TrainConfig().seed, step, 0.5) for step in range(12)]
+    # From a checkpoint, and with no word of the recipe: the run remembers it.
+    half = tmp_path / "whole" / "checkpoints" / "step_00000009"
+    done = xvlm("pretrain", "--resume", str(half), "--out", str(tmp_path / "rest"))
+    assert done.exit_code == 0, done.stderr
+    assert steps("rest") == steps("whole")[9:]
+    # What is set has the last word, and a recipe is all manifests there are.
+    assert run("both", "--steps", "3", settings=[*small, "train.iter_perc=1"]).exit_code == 0
+    assert all("multi_grained/box_giou" in line for line in steps("both"))
+    done = run("no", "--manifest", str(recipe.parent / "vg.parquet"))
+    assert done.exit_code == 2 and "a recipe names all manifests" in done.stderr
