@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import json
 import math
@@ -15,6 +16,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import torch
 from click.testing import CliRunner, Result
@@ -242,6 +244,26 @@ def test_two_ranks_train_one_model(data: Path, tmp_path: Path) -> None:
     losses = [v for line in lines for k, v in line.items() if "/" in k]
     assert all(math.isfinite(value) for value in losses)
     assert json.loads((checkpoint.find(out).path / "state.json").read_text())["world_size"] == 2
+
+
+def test_the_command_ends_and_so_do_its_workers(data: Path, tmp_path: Path) -> None:
+    """Workers let a SIGTERM pass, which is all that multiprocessing does to end them."""
+    settings = [*SETTINGS, "data.workers=2"]
+    line = arguments(data, tmp_path / "run", "--steps", "2", settings=settings)
+    command = [sys.executable, "-m", "xvlm_train", *line]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+        started: set[psutil.Process] = set()
+        deadline = time.monotonic() + 120
+        while process.poll() is None and time.monotonic() < deadline:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                started |= set(psutil.Process(process.pid).children(recursive=True))
+            time.sleep(0.02)
+        ended = process.poll()
+        for left in [*started, process] if ended is None else ():
+            left.kill()
+        assert ended == 0, process.communicate()[1]
+    assert len(started) >= 3  # two workers of the server that forks them
+    assert psutil.wait_procs(started, timeout=20)[1] == []
 
 
 def test_evaluate_and_curves_of_the_run(whole: Path, data: Path, tmp_path: Path) -> None:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import atexit
 import multiprocessing
 import os
 import signal
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, fields, replace
 from typing import Any
+from weakref import WeakSet
 
 import torch
 from torch.utils.data import DataLoader, Dataset
@@ -43,24 +45,50 @@ def batches(
     Raises:
         UserError: as ``stream.batch``, or a worker died.
     """
-    workers = stream.config.workers
-    if workers == 0:
-        for step, later in _with_later(steps, 1):
-            batch = stream.batch(step, rank, world)
-            if later is not None:
-                stream.prefetch(later, rank, world)
-            yield _pinned(batch) if pin_memory else batch
-        return
+    if stream.config.workers == 0:
+        return _here(stream, steps, rank, world, pin_memory)
+    made = _by_workers(stream, steps, rank, world, pin_memory)
+    _open.add(made)
+    return made
+
+
+#: Those that have workers, and were not closed yet.
+_open: WeakSet[Generator[Batch]] = WeakSet()
+
+
+@atexit.register
+def _close_all() -> None:
+    """End the workers in order, before ``multiprocessing`` does it with a signal at its own exit.
+
+    It would wait for ever: workers let a first SIGTERM pass (:func:`_start_worker`).
+    """
+    for made in list(_open):
+        made.close()
+
+
+def _here(
+    stream: Stream, steps: Iterable[int], rank: int, world: int, pin_memory: bool
+) -> Iterator[Batch]:
+    for step, later in _with_later(steps, 1):
+        batch = stream.batch(step, rank, world)
+        if later is not None:
+            stream.prefetch(later, rank, world)
+        yield _pinned(batch) if pin_memory else batch
+
+
+def _by_workers(
+    stream: Stream, steps: Iterable[int], rank: int, world: int, pin_memory: bool
+) -> Generator[Batch]:
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["xvlm_train.data.forkserver", "xvlm_train.data.stream"])
     loader = DataLoader(
         _Steps(stream, rank, world),
         batch_size=None,
-        sampler=_with_later(steps, workers),
-        num_workers=workers,
+        sampler=_with_later(steps, stream.config.workers),
+        num_workers=stream.config.workers,
         prefetch_factor=PREFETCH,
         pin_memory=pin_memory,
-        worker_init_fn=_one_thread,
+        worker_init_fn=_start_worker,
         multiprocessing_context=context,
     )
     try:
@@ -123,8 +151,11 @@ def _pinned(batch: Batch) -> Batch:
     return replace(batch, **pinned)
 
 
-def _one_thread(worker: int) -> None:
-    """One core a worker: the number of workers, not each library, decides how many are used."""
+def _start_worker(worker: int) -> None:
+    """A worker ends when it is told through its queue; and it takes one core.
+
+    The number of workers, not each library, decides how many cores are used.
+    """
     import cv2
     import pyarrow as pa
 
