@@ -13,6 +13,8 @@ settings.register_profile("xvlm", deadline=None, derandomize="CI" in os.environ)
 settings.load_profile("xvlm")
 
 
+# Tests run side by side, and ranks in them: threads that spin for each other would make all crawl.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 # Ranks of one machine find each other whatever its own name leads to.
 if sys.platform.startswith("linux"):
     os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
