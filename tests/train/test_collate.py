@@ -238,9 +238,9 @@ def test_broken_concepts_are_counted_and_the_rest_is_used(tmp_path: Path) -> Non
         assert sample.skipped == {"concept_bad_box": 3, "concept_empty_text": 1}
     with pytest.raises(BadRow, match="no_usable_box"):
         samples(tmp_path, bad, CONFIG, 1)
-    batch = collate(
-        samples(tmp_path, [good, *bad], CONFIG, 2), TOKENIZER, CONFIG, GRID, multi_grained=True
-    )
+    made = samples(tmp_path, [good, *bad], CONFIG, 2)
+    pixels = np.stack([sample.pixels for sample in made])
+    batch = collate(made, pixels, TOKENIZER, CONFIG, GRID, multi_grained=True)
     assert batch.skipped == {"concept_bad_box": 6, "concept_empty_text": 2}
 
 

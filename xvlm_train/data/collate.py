@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Sequence
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
 from xvlm_train.data.batch import Batch
@@ -37,6 +38,7 @@ def texts_per_image(available: Sequence[int], budget: int) -> list[int]:
 
 def collate(
     samples: Sequence[Sample],
+    images: npt.NDArray[np.uint8],
     tokenizer: Tokenizer,
     config: DataConfig,
     grid: tuple[int, int],
@@ -48,6 +50,7 @@ def collate(
 
     Args:
         samples: at least one; of the image-text stream each has one concept.
+        images: ``[I, R, R, 3]``, the pixels of all of them; the batch has them without a copy.
         tokenizer: makes ids of the texts.
         config: budgets and masking.
         grid: the model's patches, (rows, columns).
@@ -79,7 +82,8 @@ def collate(
     for sample in samples:
         total.update(sample.skipped)
     return Batch(
-        images=_images(samples),
+        # Channels last in memory, as decoders write them.
+        images=torch.from_numpy(images).permute(0, 3, 1, 2),
         image_index=torch.from_numpy(np.repeat(np.arange(len(samples)), counts)),
         patch_mask=torch.from_numpy(inside),
         text_ids=torch.from_numpy(_padded(ids, lengths, tokenizer.pad_id)),
@@ -96,12 +100,6 @@ def collate(
         magnitude=config.randaugment_m,
         fill=len(ids) / (config.max_texts if multi_grained else config.batch_size),
     )
-
-
-def _images(samples: Sequence[Sample]) -> torch.Tensor:
-    """``[I, 3, R, R]`` uint8; channels last in memory, as decoders write them."""
-    stacked = torch.from_numpy(np.stack([s.pixels for s in samples]))
-    return stacked.permute(0, 3, 1, 2)
 
 
 def _padded(rows: Sequence[Ids], lengths: Ids, fill: int) -> Ids:

@@ -146,13 +146,18 @@ class Stream:
         first = [self._row(s, p, orders) for s, p in zip(slots, places, strict=True)]
         self._fetch([row for _, row in first])
         skipped: Counter[str] = Counter()
-        samples = [
-            sample
-            for rng, slot, place, (entry, row) in zip(
-                self._chances(len(slots)), slots, places, first, strict=True
-            )
-            if (sample := self._sample(rng, slot, place, entry, row, orders, skipped)) is not None
-        ]
+        samples: list[Sample] = []
+        side = self.config.image_size
+        images = np.empty((len(slots), side, side, 3), dtype=np.uint8)
+        for rng, slot, place, (entry, row) in zip(
+            self._chances(len(slots)), slots, places, first, strict=True
+        ):
+            sample = self._sample(rng, slot, place, entry, row, orders, skipped)
+            if sample is not None:
+                # At once: they are in the processor's cache, and their memory serves the next.
+                images[len(samples)] = sample.pixels
+                sample.pixels = images[len(samples)]
+                samples.append(sample)
         if not samples:
             reasons = ", ".join(f"{reason} {n}" for reason, n in sorted(skipped.items()))
             raise UserError(
@@ -163,6 +168,7 @@ class Stream:
             )
         return collate(
             samples,
+            images[: len(samples)],
             self.tokenizer,
             self.config,
             self.grid,
