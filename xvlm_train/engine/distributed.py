@@ -60,8 +60,9 @@ def join() -> None:
             )
         except (RuntimeError, ValueError) as error:  # torch's; a variable that is missing
             rank_of = f"{os.environ.get('RANK')} of {os.environ['WORLD_SIZE']}"
+            why = (str(error) or type(error).__name__).splitlines()[0]
             raise UserError(
-                f"rank {rank_of} does not find the others ({str(error).splitlines()[0]})",
+                f"rank {rank_of} does not find the others ({why})",
                 "start all of them with torchrun, or with the same MASTER_ADDR and MASTER_PORT",
             ) from error
 
