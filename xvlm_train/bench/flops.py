@@ -64,6 +64,7 @@ def count_work(config: ModelConfig, compute: ComputeConfig, batch: Batch, device
         compute,
         compile=False,
         checkpointing=False,
+        skip_dropped=compute.skip_dropped and not compute.compile,
         length_multiple=compute.multiple(device),
         read_negatives="yes" if compute.reads_negatives(device) else "no",
     )

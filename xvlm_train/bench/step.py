@@ -80,18 +80,19 @@ class Stepper:
         self._watch(encoder, "encode", "text")
         self._watch(encoder, "fuse", "fusion")
 
-    def step(self, variant: Variant, batch: Batch) -> tuple[float, dict[str, float]]:
-        """One update; seconds in all and by phase."""
+    def step(self, variant: Variant, batch: Batch) -> Reading:
+        """One update, as in a run: on a GPU the next begins before this one is done."""
         self._use(variant)
-        synchronize(self.device)
         self._clock.start()
         with self._clock.phase("data"):
-            batch = batch.to(self.device)
+            batch = batch.to(self.device, non_blocking=True)
         self.update(variant, batch)
-        seconds, phases = self._clock.stop()
-        inner = phases["vision"] + phases["text"] + phases["fusion"]
-        phases["heads"] = max(0.0, phases.pop("forward") - inner)
-        return seconds, phases
+        return self._clock.stop()
+
+    def rest(self) -> None:
+        """Wait for the device; the next step starts from nothing."""
+        synchronize(self.device)
+        self._clock.rest()
 
     def update(self, variant: Variant, batch: Batch) -> None:
         """One update with a batch on the device; waits for nothing."""
@@ -149,6 +150,8 @@ def measure(
         for _ in range(warmup):
             stepper.step(variant, batch)
             advance()
+    readings: list[tuple[Timing, float, Reading]] = []
+    stepper.rest()
     for _ in range(rounds):
         started = time.perf_counter()
         batch = next(batches)
@@ -156,29 +159,64 @@ def measure(
         for variant in variants:
             timing = timings[variant.name]
             with _memory(stepper.device) as memory:
-                seconds, phases = stepper.step(variant, batch)
-            phases["data"] += waited
-            timing.seconds.append(seconds + waited)
-            for name, part in phases.items():
-                timing.phases[name].append(part)
+                readings.append((timing, waited, stepper.step(variant, batch)))
             peak = memory()
             timing.peak_memory = max(timing.peak_memory or 0, peak) if peak else None
             advance()
+    stepper.rest()
+    for timing, waited, reading in readings:
+        phases = reading.phases()
+        phases["data"] += waited
+        timing.seconds.append(reading.seconds(waited))
+        for name, part in phases.items():
+            timing.phases[name].append(part)
     return timings
 
 
+@dataclass(frozen=True)
+class Reading:
+    """The marks of a step: the host's clock, or events of a GPU, to be read when it has rested."""
+
+    begin: Any
+    end: Any
+    marks: list[tuple[str, Any, Any]]
+
+    def seconds(self, waited: float) -> float:
+        """Of the whole step.
+
+        On a GPU since the end of the step before, which a host that is late makes longer; on a CPU
+        with the time that was waited for the batch.
+        """
+        seconds = _between(self.begin, self.end)
+        return seconds + waited if isinstance(self.end, float) else seconds
+
+    def phases(self) -> dict[str, float]:
+        """Seconds by phase."""
+        phases = dict.fromkeys([*PHASES, "forward"], 0.0)
+        for name, start, end in self.marks:
+            phases[name] += _between(start, end)
+        inner = phases["vision"] + phases["text"] + phases["fusion"]
+        phases["heads"] = max(0.0, phases.pop("forward") - inner)
+        return phases
+
+
+def _between(start: Any, end: Any) -> float:
+    seconds: float = end - start if isinstance(end, float) else start.elapsed_time(end) / 1e3
+    return seconds
+
+
 class _Clock:
-    """Seconds by phase: the host's, or the device's own by events that nothing waits for."""
+    """Marks by phase: the host's, or the device's own by events that nothing waits for."""
 
     def __init__(self, device: torch.device) -> None:
         self._cuda = device.type == "cuda"
-        self._device = device
         self._marks: list[tuple[str, Any, Any]] = []
-        self._begin = 0.0
+        self._begin: Any = None
+        self._last: Any = None
 
     def start(self) -> None:
         self._marks = []
-        self._begin = time.perf_counter()
+        self._begin = self._last if self._cuda and self._last is not None else self._now()
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
@@ -186,13 +224,12 @@ class _Clock:
         yield
         self._marks.append((name, start, self._now()))
 
-    def stop(self) -> tuple[float, dict[str, float]]:
-        synchronize(self._device)
-        seconds = time.perf_counter() - self._begin
-        phases = dict.fromkeys([*PHASES, "forward"], 0.0)
-        for name, start, end in self._marks:
-            phases[name] += start.elapsed_time(end) / 1e3 if self._cuda else end - start
-        return seconds, phases
+    def stop(self) -> Reading:
+        self._last = self._now()
+        return Reading(self._begin, self._last, self._marks)
+
+    def rest(self) -> None:
+        self._last = None
 
     def _now(self) -> Any:
         if not self._cuda:

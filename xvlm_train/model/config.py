@@ -104,6 +104,8 @@ class ComputeConfig:
     skip_dropped: bool = True
     """Swin's blocks leave out images whose branch stochastic depth drops, instead of multiplying
     the branch by zero."""
+    window_kernel: bool = True
+    """Swin's window attention in one kernel, on GPUs that Triton compiles for."""
     compile: bool = False
     """torch.compile of the image encoder and of the feed-forward parts (:mod:`.compiled`); the
     first steps of a run take minutes, and on a CPU it needs a C++ compiler and gains little."""
@@ -137,6 +139,7 @@ class ComputeConfig:
             masked_only=False,
             channels_last=False,
             skip_dropped=False,
+            window_kernel=False,
         )
 
 

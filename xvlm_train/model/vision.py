@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 import timm
 import torch
 from timm.layers import build_sincos2d_pos_embed
-from timm.models.swin_transformer import SwinTransformerBlock
 from torch import Tensor, nn
 
 from xvlm_data.errors import UserError
 from xvlm_train.model.compiled import image_features
 from xvlm_train.model.config import VisionConfig
+from xvlm_train.model.swin import compute_blocks_as
 
 
 class VisionEncoder(nn.Module):
@@ -58,6 +56,7 @@ class VisionEncoder(nn.Module):
         channels_last: bool,
         checkpointing: bool = False,
         skip_dropped: bool = False,
+        window_kernel: bool = False,
         compiled: bool = False,
     ) -> None:
         """How it computes; the results stay what they are.
@@ -79,11 +78,9 @@ class VisionEncoder(nn.Module):
         if switch is not None and (checkpointing or getattr(self, "checkpointing", False)):
             switch(checkpointing)
         self.checkpointing, self.compiled = checkpointing, compiled
-        for block in self.backbone.modules():
-            if isinstance(block, SwinTransformerBlock):
-                block.__dict__.pop("forward", None)
-                if skip_dropped and not compiled:  # a graph has one number of images
-                    block.forward = partial(_kept_rows_only, block)
+        # A graph has one number of images.
+        skip_dropped = skip_dropped and not compiled
+        compute_blocks_as(self.backbone, skip_dropped=skip_dropped, window_kernel=window_kernel)
 
     def forward(self, images: Tensor) -> Tensor:
         """Patches [I, N, C] of images [I, 3, R, R]."""
@@ -167,34 +164,6 @@ def patch_grid(config: VisionConfig) -> tuple[int, int]:
     """Patch rows and columns of a backbone, without its weights."""
     with torch.device("meta"):
         return VisionEncoder(config).grid
-
-
-def _kept_rows_only(block: Any, x: Tensor) -> Tensor:
-    """A Swin block [I, H, W, C] that computes no branch for images whose branch is dropped.
-
-    timm computes it for all and multiplies by zero. Which are dropped is drawn on the host.
-    """
-    rows, height, width, channels = x.shape
-    x = _add_branch(x, block.drop_path1, lambda part: block._attn(block.norm1(part)))
-    x = x.reshape(rows, height * width, channels)
-    x = _add_branch(x, block.drop_path2, lambda part: block.mlp(block.norm2(part)))
-    return x.reshape(rows, height, width, channels)
-
-
-def _add_branch(x: Tensor, drop_path: nn.Module, branch: Callable[[Tensor], Tensor]) -> Tensor:
-    """x + branch(x) / (1 - p) in the images that keep the branch, each with probability 1 - p."""
-    chance = float(getattr(drop_path, "drop_prob", 0.0) or 0.0)
-    if not drop_path.training or not chance:
-        return x + branch(x)
-    kept = (torch.rand(len(x), device="cpu") >= chance).nonzero()[:, 0]
-    scale = 1 / (1 - chance)
-    if len(kept) == len(x):
-        return torch.add(x, branch(x), alpha=scale)
-    if not len(kept):
-        return x
-    kept = kept.to(x.device, non_blocking=True)
-    part = branch(x.index_select(0, kept))
-    return x.index_add(0, kept, part.to(x.dtype), alpha=scale)
 
 
 def _build(config: VisionConfig) -> nn.Module:

@@ -89,6 +89,7 @@ class XVLM(nn.Module):
             channels_last=compute.channels_last,
             checkpointing=compute.checkpointing,
             skip_dropped=compute.skip_dropped,
+            window_kernel=compute.window_kernel,
             compiled=compute.compile,
         )
 
