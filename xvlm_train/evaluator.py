@@ -14,7 +14,7 @@ from torch.nn.utils.rnn import pad_sequence
 from xvlm_train import measures
 from xvlm_train.data.evaluation import EvalItem
 from xvlm_train.data.tokenizer import Tokenizer
-from xvlm_train.model.text import VisionTokens
+from xvlm_train.model.segments import VisionTokens
 from xvlm_train.model.xvlm import XVLM
 
 T = TypeVar("T")

@@ -206,6 +206,7 @@ def activation_bytes(config: PretrainConfig, stream: str, precision: str = "bf16
     import torch
     from torch._subclasses.fake_tensor import FakeTensorMode
 
+    from xvlm_train.model import kernels
     from xvlm_train.model.xvlm import XVLM
 
     compute = replace(
@@ -213,6 +214,7 @@ def activation_bytes(config: PretrainConfig, stream: str, precision: str = "bf16
         compile=False,
         channels_last=False,  # the same bytes, and no weights to convert
         skip_dropped=False,
+        packed="yes" if config.compute.packs("cuda") else "no",
         length_multiple=config.compute.multiple("cuda"),
         read_negatives="yes" if config.compute.reads_negatives("cuda") else "no",
     )
@@ -228,7 +230,8 @@ def activation_bytes(config: PretrainConfig, stream: str, precision: str = "bf16
                 setattr(module, name, torch.nn.Parameter(empty))
             for name, buffer in module.named_buffers(recurse=False):
                 setattr(module, name, torch.empty(buffer.shape, dtype=buffer.dtype))
-        return saved_bytes(model, batch)
+        with kernels.planned():
+            return saved_bytes(model, batch)
 
 
 def saved_bytes(model: XVLM, batch: Batch) -> int:
@@ -266,7 +269,7 @@ def _batch(config: PretrainConfig, stream: str) -> Batch:
         texts=data.batch_size if pairs else data.max_texts,
         vocab=config.model.text.vocab,
         grid=patch_grid(config.model.vision),
-    )
+    ).to("cpu")
 
 
 def _epochs(

@@ -48,7 +48,7 @@ def synthetic_batch(
     grid: tuple[int, int],
     seed: int = 0,
 ) -> Batch:
-    """A batch of one stream with the shapes of a real one.
+    """A batch of one stream as the feed would give it: on the host, pixels as bytes.
 
     Args:
         stream: ``image_text`` or ``multi_grained``.
@@ -82,8 +82,9 @@ def synthetic_batch(
         inside = np.asarray(patch_mask(boxes, grid)).astype(np.int64)
     tensor = torch.from_numpy
     side = data.image_size
+    pixels = rng.integers(256, size=(images, side, side, 3), dtype=np.uint8)
     return Batch(
-        images=torch.randn(images, 3, side, side, generator=torch.Generator().manual_seed(seed)),
+        images=tensor(pixels).permute(0, 3, 1, 2),
         image_index=tensor(np.sort(np.arange(texts) % images)),
         patch_mask=tensor(inside),
         text_ids=tensor(ids),

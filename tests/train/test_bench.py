@@ -96,7 +96,9 @@ def test_operations_of_the_base_model_are_those_of_the_closed_form() -> None:
 @pytest.mark.parametrize("stream", ["image_text", "multi_grained"])
 def test_operations_without_weights_are_those_of_a_real_step(stream: str) -> None:
     config = small_config()
-    batch = synthetic_batch(stream, DATA, images=4, texts=4, vocab=VOCAB, grid=(GRID, GRID), seed=1)
+    batch = synthetic_batch(
+        stream, DATA, images=4, texts=4, vocab=VOCAB, grid=(GRID, GRID), seed=1
+    ).to("cpu")
     for compute, tolerance in ((ComputeConfig.naive(8), 0), (ComputeConfig(), 0.05)):
         model = XVLM(config, compute).train()
         with FlopCounterMode(display=False) as counter:
@@ -131,11 +133,8 @@ def test_plan_of_the_papers_run() -> None:
 
 
 def test_plan_counts_the_bytes_that_a_real_step_keeps() -> None:
-    config = load_config(
-        "tiny",
-        [],
-        ["data.batch_size=3", "compute.channels_last=false", "compute.length_multiple=8"],
-    )
+    settings = ["data.batch_size=3", "compute.channels_last=false", "compute.length_multiple=8"]
+    config = load_config("tiny", [], [*settings, "compute.packed=no"])
     config.model.text.vocab = VOCAB
     planned = plan.activation_bytes(config, "image_text", "fp32")
     compute = ComputeConfig(
@@ -144,8 +143,12 @@ def test_plan_counts_the_bytes_that_a_real_step_keeps() -> None:
     model = XVLM(config.model, compute).train()
     batch = synthetic_batch(
         "image_text", config.data, images=3, texts=3, vocab=VOCAB, grid=model.grid
-    )
+    ).to("cpu")
     assert planned == pytest.approx(plan.saved_bytes(model, batch), rel=0.02)
+    # What kernels keep: no padding, and no copy of an image for each of its texts.
+    packed = load_config("tiny", [], [*settings, "compute.packed=yes"])
+    packed.model.text.vocab = VOCAB
+    assert plan.activation_bytes(packed, "image_text", "fp32") < 0.9 * planned
 
 
 def test_checkpointing_keeps_less() -> None:

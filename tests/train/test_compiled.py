@@ -23,7 +23,7 @@ def batch_of(stream: str, seed: int) -> Batch:
     images, texts = (6, 6) if stream == "image_text" else (4, 9)
     return synthetic_batch(
         stream, DATA, images=images, texts=texts, vocab=VOCAB, grid=(GRID, GRID), seed=seed
-    )
+    ).to("cpu")
 
 
 @pytest.fixture

@@ -58,7 +58,11 @@ def test_losses_and_gradients_are_those_of_a_cpu(multi_grained: bool) -> None:
         with torch.backends.cudnn.flags(allow_tf32=False):
             losses = compute_losses(model(moved, negatives="argmax"), moved)
             losses["total"].backward()
-        gradients = {n: p.grad.cpu() for n, p in model.named_parameters() if p.grad is not None}
+        gradients = {
+            n: p.grad.to("cpu", copy=True)
+            for n, p in model.named_parameters()
+            if p.grad is not None
+        }
         found.append(({name: value.item() for name, value in losses.items()}, gradients))
     assert found[1][0] == pytest.approx(found[0][0], rel=1e-4)
     whole = torch.stack([g.norm() for g in found[0][1].values()]).norm()

@@ -30,7 +30,7 @@ NAIVE = ComputeConfig.naive(DATA.max_tokens)
 def batch_of(stream: str, texts: int = 9, images: int = 9, seed: int = 0) -> Batch:
     return synthetic_batch(
         stream, DATA, images=images, texts=texts, vocab=VOCAB, grid=(GRID, GRID), seed=seed
-    )
+    ).to("cpu")
 
 
 def padding(lengths: list[int], limits: list[int]) -> int:

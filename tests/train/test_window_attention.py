@@ -16,7 +16,7 @@ from timm.models.swin_transformer import SwinTransformerBlock
 
 pytest.importorskip("triton")
 
-from xvlm_train.model import swin, window_attention
+from xvlm_train.model import kernels, swin, window_attention
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 ROOT = Path(__file__).parents[2]
@@ -46,7 +46,7 @@ def test_the_kernels_say_what_timm_says() -> None:
 def test_what_the_kernels_do_not_take_is_left_to_timm(
     monkeypatch, shape, heads, size, shift, why
 ) -> None:
-    monkeypatch.setattr(window_attention, "_INTERPRETED", True)
+    monkeypatch.setattr(kernels, "INTERPRETED", True)
     features = torch.empty(shape)
     assert window_attention.usable(features, heads, size, shift) == (not why)
     assert not window_attention.usable(features.double(), heads, size, shift)
@@ -68,21 +68,22 @@ def compare(side: int, shift: int, heads: int, images: int, kind: torch.dtype) -
     inner = swin.window_attention
     swin.window_attention = lambda *of: calls.append(1) or inner(*of)
     found = []
-    for kernel in (False, True):
+    low = kind != torch.float32
+    # In low precision both differ from float32, timm's more: it rounds its logits.
+    for kernel, cast in ((False, False), (True, low), *([(False, True)] if low else [])):
         swin.compute_blocks_as(block, skip_dropped=False, window_kernel=kernel)
         given = features.clone().requires_grad_()
         block.zero_grad()
-        with torch.autocast(DEVICE, kind, enabled=kind != torch.float32):
+        with torch.autocast(DEVICE, kind, enabled=cast):
             out = block(given)
         out.backward(gradient)
         named = {name: parameter.grad for name, parameter in block.named_parameters()}
         found.append({"out": out.detach(), "features": given.grad, **named})
     swin.window_attention = inner
     assert calls == [1]
-    most = 2e-5 if kind == torch.float32 else 3e-2
     for name, wanted in found[0].items():
-        error = (found[1][name] - wanted).norm() / wanted.norm()
-        assert error < most, (name, float(error))
+        error, *timms = ((of[name] - wanted).norm() / wanted.norm() for of in found[1:])
+        assert error < (1.2 * timms[0] + 1e-3 if timms else 2e-5), (name, float(error))
     assert found[0]["attn.relative_position_bias_table"].norm() > 0
     print("compared")
 

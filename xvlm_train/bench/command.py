@@ -264,24 +264,24 @@ def make_model(config: PretrainConfig, device: Any) -> XVLM:
 
 def synthetic(config: PretrainConfig, stream: str, model: XVLM) -> Iterator[Batch]:
     """A few different batches of a stream, over and over."""
+    from xvlm_train.data.loader import pinned
     from xvlm_train.synthetic import synthetic_batch
 
     data = config.data
     pairs = stream == IMAGE_TEXT
-    return itertools.cycle(
-        [
-            synthetic_batch(
-                stream,
-                data,
-                images=data.batch_size if pairs else data.max_images,
-                texts=data.batch_size if pairs else data.max_texts,
-                vocab=config.model.text.vocab,
-                grid=model.grid,
-                seed=seed,
-            )
-            for seed in range(_BATCHES)
-        ]
-    )
+    made = [
+        synthetic_batch(
+            stream,
+            data,
+            images=data.batch_size if pairs else data.max_images,
+            texts=data.batch_size if pairs else data.max_texts,
+            vocab=config.model.text.vocab,
+            grid=model.grid,
+            seed=seed,
+        )
+        for seed in range(_BATCHES)
+    ]
+    return itertools.cycle(map(pinned, made) if model.temp.is_cuda else made)
 
 
 def _from_manifests(

@@ -8,11 +8,12 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from xvlm_train.data.batch import Batch
 from xvlm_train.model.config import ComputeConfig, ModelConfig
-from xvlm_train.model.text import Segment
+from xvlm_train.model.segments import Segment
 from xvlm_train.model.xvlm import XVLM
 from xvlm_train.objectives import compute_losses
 
@@ -64,6 +65,7 @@ def count_work(config: ModelConfig, compute: ComputeConfig, batch: Batch, device
         compute,
         compile=False,
         checkpointing=False,
+        packed="yes" if compute.packs(device) else "no",
         skip_dropped=compute.skip_dropped and not compute.compile,
         length_multiple=compute.multiple(device),
         read_negatives="yes" if compute.reads_negatives(device) else "no",
@@ -71,7 +73,7 @@ def count_work(config: ModelConfig, compute: ComputeConfig, batch: Batch, device
     with torch.device("meta"):
         model = XVLM(config, compute)
     tokens = [0]
-    for name in ("encode", "fuse"):
+    for name in ("encode", "fuse", "encode_packed", "fuse_packed"):
         _count_tokens(model.text_encoder, name, tokens)
     batch, lengths = batch.to("meta"), batch.host.lengths
     # Which images skip which block is drawn: always the same ones here.
@@ -88,17 +90,19 @@ def count_work(config: ModelConfig, compute: ComputeConfig, batch: Batch, device
 def useful_flops(config: ModelConfig, batch: Batch) -> int:
     """The operations that a batch cannot do without: each text at its own length, nothing twice."""
     most = int(batch.text_ids.shape[1])
-    return count_work(
-        config, ComputeConfig(length_groups=most, length_multiple=1), batch, "cpu"
-    ).flops
+    compute = ComputeConfig(packed="no", length_groups=most, length_multiple=1)
+    return count_work(config, compute, batch, "cpu").flops
 
 
 def _count_tokens(encoder: Any, method: str, tokens: list[int]) -> None:
     inner = getattr(encoder, method)
 
-    def counting(segments: Sequence[Segment], *args: Any, **kwargs: Any) -> Any:
-        tokens[0] += sum(s.tokens.shape[0] * s.tokens.shape[1] for s in segments)
-        return inner(segments, *args, **kwargs)
+    def counting(texts: Sequence[Segment] | Tensor, *args: Any, **kwargs: Any) -> Any:
+        if isinstance(texts, Tensor):
+            tokens[0] += len(texts)
+        else:
+            tokens[0] += sum(s.tokens.shape[0] * s.tokens.shape[1] for s in texts)
+        return inner(texts, *args, **kwargs)
 
     setattr(encoder, method, counting)
 

@@ -79,6 +79,8 @@ class Stepper:
         self._watch(model.vision_encoder, "forward", "vision")
         self._watch(encoder, "encode", "text")
         self._watch(encoder, "fuse", "fusion")
+        self._watch(encoder, "encode_packed", "text")
+        self._watch(encoder, "fuse_packed", "fusion")
 
     def step(self, variant: Variant, batch: Batch) -> Reading:
         """One update, as in a run: on a GPU the next begins before this one is done."""

@@ -73,7 +73,7 @@ def _here(
         batch = stream.batch(step, rank, world)
         if later is not None:
             stream.prefetch(later, rank, world)
-        yield _pinned(batch) if pin_memory else batch
+        yield pinned(batch) if pin_memory else batch
 
 
 def _by_workers(
@@ -113,7 +113,7 @@ class _Delivery:
     error: str | None = None
 
     def pin_memory(self) -> _Delivery:
-        return self if self.batch is None else replace(self, batch=_pinned(self.batch))
+        return self if self.batch is None else replace(self, batch=pinned(self.batch))
 
 
 def _with_later(steps: Iterable[int], ahead: int) -> Iterator[tuple[int, int | None]]:
@@ -142,13 +142,14 @@ class _Steps(Dataset[_Delivery]):
             return _Delivery(error=str(error))
 
 
-def _pinned(batch: Batch) -> Batch:
-    pinned: dict[str, Any] = {
+def pinned(batch: Batch) -> Batch:
+    """The batch in page-locked memory, from where it is copied to a GPU while that computes."""
+    tensors: dict[str, Any] = {
         field.name: value.pin_memory()
         for field in fields(batch)
         if torch.is_tensor(value := getattr(batch, field.name))
     }
-    return replace(batch, **pinned)
+    return replace(batch, **tensors)
 
 
 def _start_worker(worker: int) -> None:

@@ -1,9 +1,10 @@
 """The parts that torch.compile fuses, and how many graphs that makes.
 
 The image encoder is one graph for each number of images in a batch: two in a run, since both
-streams fill their batches. The feed-forward part of the text layers, where most of their memory
-traffic is, is one graph for any number of tokens and all layers. Attention stays as it is: its
-kernels are fused already, and its shapes follow the lengths of the texts.
+streams fill their batches. Of the text encoder, packed texts make one graph a kind of layer (text,
+cross-modal, and the last one, with few queries) for any number of tokens. Where texts are grouped
+by length it is the feed-forward part alone, one graph for all layers: the shapes that attention
+sees there follow the lengths of the texts.
 """
 
 from __future__ import annotations
@@ -31,6 +32,12 @@ def feed_forward(intermediate: nn.Module, output: nn.Module, states: Tensor) -> 
     return found
 
 
+def packed_layer(layer: Any, states: Tensor, *call: Any) -> Tensor:
+    """A layer on packed texts, compiled: see :class:`.packed_attention.PackedCall`."""
+    found: Tensor = _compiled(_packed_layer, BACKEND, dynamic=True)(layer, states, *call)
+    return found
+
+
 @cache
 def _compiled(function: Callable[..., Tensor], backend: Any, dynamic: bool) -> Callable[..., Any]:
     compiled: Callable[..., Any] = torch.compile(function, backend=backend, dynamic=dynamic)
@@ -44,4 +51,9 @@ def _features(backbone: Any, images: Tensor) -> Tensor:
 
 def _feed_forward(intermediate: nn.Module, output: nn.Module, states: Tensor) -> Tensor:
     new: Tensor = output(intermediate(states), states)
+    return new
+
+
+def _packed_layer(layer: Any, states: Tensor, *call: Any) -> Tensor:
+    new: Tensor = layer.on_packed(states, *call)
     return new

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from typing import Any, Literal
 
 from xvlm_data.errors import UserError
@@ -82,6 +83,9 @@ class ComputeConfig:
     The defaults save all that can be saved; :meth:`naive` is the same model with none of it.
     """
 
+    packed: Literal["auto", "yes", "no"] = "auto"
+    """Texts lie one after the other without padding, and attention is a kernel for any lengths;
+    auto: on GPUs that Triton compiles for. The next three settings are of texts that do not."""
     length_groups: int = 8
     """Texts of similar length are computed together, in at most this many groups; 0: one group."""
     length_multiple: int = 0
@@ -117,6 +121,14 @@ class ComputeConfig:
             if getattr(self, name) < 0:
                 raise UserError(f"compute.{name} is {getattr(self, name)}", "at least 0")
 
+    def packs(self, device: str) -> bool:
+        """Whether texts are packed on a device of this type."""
+        if not (self.joint_passes and self.share_images and self.pruned_queries):
+            return False
+        if self.packed == "auto":
+            return device == "cuda" and find_spec("triton") is not None
+        return self.packed == "yes"
+
     def multiple(self, device: str) -> int:
         """What lengths are rounded up to on a device of this type."""
         return self.length_multiple or (8 if device == "cuda" else 1)
@@ -131,6 +143,7 @@ class ComputeConfig:
     def naive(cls, pad_to: int) -> ComputeConfig:
         """No saving at all: what the original does, with all texts padded to ``pad_to`` tokens."""
         return cls(
+            packed="no",
             length_groups=0,
             pad_to=pad_to,
             share_images=False,

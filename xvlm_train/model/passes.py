@@ -12,36 +12,9 @@ from torch import Tensor
 
 from xvlm_train.data.batch import Batch
 from xvlm_train.model.config import ComputeConfig
-from xvlm_train.model.grouping import Ints, TextPlan, to_device
-from xvlm_train.model.text import Segment, TextEncoder, VisionTokens
-
-
-@dataclass(frozen=True, slots=True)
-class Texts:
-    """States of all texts, group by group of the plan."""
-
-    clean: list[Tensor]
-    """[n, L, D] each."""
-    masked: list[Tensor]
-    """[n, L, D] each, of the texts after masking."""
-    masks: list[Tensor | None]
-    """[n, L] each; none: no text of the group is shorter."""
-
-
-@dataclass(frozen=True, slots=True)
-class Encoded:
-    """A batch of B concepts after both encoders."""
-
-    plan: TextPlan
-    vision: VisionTokens
-    """B views."""
-    texts: Texts
-    image_features: Tensor
-    """[B, E], L2-normalised."""
-    text_features: Tensor
-    """[B, E], L2-normalised."""
-    temperature: Tensor
-    """Scalar, clamped, with gradient."""
+from xvlm_train.model.grouping import Ints, TextPlan, plan_texts, to_device
+from xvlm_train.model.segments import Segment, VisionTokens
+from xvlm_train.model.text import TextEncoder
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,99 +33,118 @@ class Fused:
     """[K] int64: the concept whose text each is of."""
 
 
-def encode_texts(
-    encoder: TextEncoder, batch: Batch, plan: TextPlan, compute: ComputeConfig
-) -> Texts:
-    """Text states of a batch, clean and masked."""
-    masks = [
-        _fit(batch.text_mask.index_select(0, group.rows), group.length) if group.padded else None
-        for group in plan.groups
-    ]
-    clean, masked = (
-        [
-            Segment(_fit(ids.index_select(0, group.rows), group.length), mask)
-            for group, mask in zip(plan.groups, masks, strict=True)
+@dataclass(frozen=True, slots=True)
+class GroupedTexts:
+    """States of all texts of a batch, group by group of the plan."""
+
+    plan: TextPlan
+    clean: list[Tensor]
+    """[n, L, D] each."""
+    masked: list[Tensor]
+    """[n, L, D] each, of the texts after masking."""
+    masks: list[Tensor | None]
+    """[n, L] each; none: no text of the group is shorter."""
+
+    @classmethod
+    def encode(cls, encoder: TextEncoder, batch: Batch, compute: ComputeConfig) -> GroupedTexts:
+        """Text states of a batch, clean and masked."""
+        plan = plan_texts(batch, compute)
+        masks = [
+            _fit(batch.text_mask.index_select(0, group.rows), group.length)
+            if group.padded
+            else None
+            for group in plan.groups
         ]
-        for ids in (batch.text_ids, batch.masked_ids)
-    )
-    if compute.joint_passes:
-        merged, members = merge([*clean, *masked])
-        states = unmerge(encoder.encode(merged), members)
-        return Texts(states[: len(clean)], states[len(clean) :], masks)
-    return Texts(encoder.encode(clean), encoder.encode(masked), masks)
+        clean, masked = (
+            [
+                Segment(_fit(ids.index_select(0, group.rows), group.length), mask)
+                for group, mask in zip(plan.groups, masks, strict=True)
+            ]
+            for ids in (batch.text_ids, batch.masked_ids)
+        )
+        if compute.joint_passes:
+            merged, members = merge([*clean, *masked])
+            states = unmerge(encoder.encode(merged), members)
+            return cls(plan, states[: len(clean)], states[len(clean) :], masks)
+        return cls(plan, encoder.encode(clean), encoder.encode(masked), masks)
 
+    @property
+    def cls_states(self) -> Tensor:
+        """[B, D] of [CLS]."""
+        return torch.cat([states[:, 0] for states in self.clean]).index_select(0, self.plan.places)
 
-def cross_modal(
-    encoder: TextEncoder,
-    batch: Batch,
-    encoded: Encoded,
-    whole: VisionTokens | None,
-    images: Tensor,
-    texts: Tensor,
-    compute: ComputeConfig,
-) -> Fused:
-    """All cross-modal passes of a batch.
+    def cross_modal(
+        self,
+        encoder: TextEncoder,
+        batch: Batch,
+        vision: VisionTokens,
+        whole: VisionTokens | None,
+        images: Tensor,
+        texts: Tensor,
+        compute: ComputeConfig,
+    ) -> Fused:
+        """All cross-modal passes of a batch.
 
-    Args:
-        encoder: the text encoder, whose later layers are the cross-modal ones.
-        batch: its images and concepts.
-        encoded: its states.
-        whole: a view of each whole image, for the boxes; none: no boxes are wanted.
-        images: [B] the concept that is the negative image of each text.
-        texts: [B] the concept that is the negative text of each image.
-        compute: which work is saved.
-    """
-    plan, vision = encoded.plan, encoded.vision
-    if whole is not None:
-        vision = VisionTokens.cat([vision, whole])
-    pairs, other_images, masked, boxes = [], [], [], []
-    labels, targets, owners = [], [], []
-    for group, clean, hidden, mask in zip(
-        plan.groups, encoded.texts.clean, encoded.texts.masked, encoded.texts.masks, strict=True
-    ):
-        rows = group.rows
-        pairs.append(Segment(clean, mask, rows, _first(rows)))
-        other_images.append(Segment(clean, mask, images.index_select(0, rows), _first(rows)))
-        places = batch.masked_positions.index_select(0, rows).gather(1, group.slots)
-        masked.append(Segment(hidden, mask, rows, places))
-        labels.append(batch.masked_labels.index_select(0, rows).gather(1, group.slots))
-        targets.append(group.targets)
-        owners.append(rows[:, None].expand_as(group.slots))
+        Args:
+            encoder: the text encoder, whose later layers are the cross-modal ones.
+            batch: its images and concepts.
+            vision: a view for each concept.
+            whole: a view of each whole image, for the boxes; none: no boxes are wanted.
+            images: [B] the concept that is the negative image of each text.
+            texts: [B] the concept that is the negative text of each image.
+            compute: which work is saved.
+        """
+        plan = self.plan
         if whole is not None:
-            view = batch.image_index.index_select(0, rows) + len(batch.text_ids)
-            boxes.append(Segment(clean, mask, view, _first(rows)))
-    other_texts, order = _negative_texts(batch, plan, encoded.texts, texts, compute)
+            vision = VisionTokens.cat([vision, whole])
+        pairs, other_images, masked, boxes = [], [], [], []
+        labels, targets, owners = [], [], []
+        for group, clean, hidden, mask in zip(
+            plan.groups, self.clean, self.masked, self.masks, strict=True
+        ):
+            rows = group.rows
+            pairs.append(Segment(clean, mask, rows, _first(rows)))
+            other_images.append(Segment(clean, mask, images.index_select(0, rows), _first(rows)))
+            places = batch.masked_positions.index_select(0, rows).gather(1, group.slots)
+            masked.append(Segment(hidden, mask, rows, places))
+            labels.append(batch.masked_labels.index_select(0, rows).gather(1, group.slots))
+            targets.append(group.targets)
+            owners.append(rows[:, None].expand_as(group.slots))
+            if whole is not None:
+                view = batch.image_index.index_select(0, rows) + len(batch.text_ids)
+                boxes.append(Segment(clean, mask, view, _first(rows)))
+        other_texts, order = _negative_texts(batch, self, texts, compute)
 
-    # In the original's order, and with its calls where no calls are joined.
-    passes = [pairs, [*other_images, *other_texts], masked, boxes]
-    if compute.joint_passes:
-        passes = [[segment for part in passes for segment in part]]
-    states: list[Tensor] = []
-    for segments in passes:
-        states += _fuse(encoder, segments, vision, compute) if segments else []
+        # In the original's order, and with its calls where no calls are joined.
+        passes = [pairs, [*other_images, *other_texts], masked, boxes]
+        if compute.joint_passes:
+            passes = [[segment for part in passes for segment in part]]
+        states: list[Tensor] = []
+        for segments in passes:
+            states += _fuse(encoder, segments, vision, compute) if segments else []
 
-    def take(count: int) -> list[Tensor]:
-        taken, states[:] = states[:count], states[count:]
-        return taken
+        def take(count: int) -> list[Tensor]:
+            taken, states[:] = states[:count], states[count:]
+            return taken
 
-    def in_rows(parts: Sequence[Tensor]) -> Tensor:
-        return torch.cat([part[:, 0] for part in parts]).index_select(0, plan.places)
+        def in_rows(parts: Sequence[Tensor]) -> Tensor:
+            return torch.cat([part[:, 0] for part in parts]).index_select(0, plan.places)
 
-    of_pairs, of_images = in_rows(take(len(pairs))), in_rows(take(len(other_images)))
-    of_texts = torch.cat([part[:, 0] for part in take(len(other_texts))])
-    if order is not None:
-        of_texts = of_texts.index_select(0, order)
-    of_masked = [
-        part.flatten(0, 1).index_select(0, target)
-        for part, target in zip(take(len(masked)), targets, strict=True)
-    ]
-    return Fused(
-        pairs=torch.cat([of_pairs, of_images, of_texts]),
-        boxes=in_rows(take(len(boxes))) if whole is not None else None,
-        masked=torch.cat(of_masked),
-        labels=_chosen(labels, targets),
-        rows=_chosen(owners, targets),
-    )
+        of_pairs, of_images = in_rows(take(len(pairs))), in_rows(take(len(other_images)))
+        of_texts = torch.cat([part[:, 0] for part in take(len(other_texts))])
+        if order is not None:
+            of_texts = of_texts.index_select(0, order)
+        of_masked = [
+            part.flatten(0, 1).index_select(0, target)
+            for part, target in zip(take(len(masked)), targets, strict=True)
+        ]
+        return Fused(
+            pairs=torch.cat([of_pairs, of_images, of_texts]),
+            boxes=in_rows(take(len(boxes))) if whole is not None else None,
+            masked=torch.cat(of_masked),
+            labels=_chosen(labels, targets),
+            rows=_chosen(owners, targets),
+        )
 
 
 def _chosen(parts: Sequence[Tensor], places: Sequence[Tensor]) -> Tensor:
@@ -163,14 +155,14 @@ def _chosen(parts: Sequence[Tensor], places: Sequence[Tensor]) -> Tensor:
 
 
 def _negative_texts(
-    batch: Batch, plan: TextPlan, states: Texts, texts: Tensor, compute: ComputeConfig
+    batch: Batch, states: GroupedTexts, texts: Tensor, compute: ComputeConfig
 ) -> tuple[list[Segment], Tensor | None]:
     """Segments of (image, negative text) for all B images, and where each of them is found.
 
     Which texts were drawn is known to the device alone. Where their lengths are read, they join
     their groups; else each has room for the longest text of the batch.
     """
-    count = len(texts)
+    plan, count = states.plan, len(texts)
     group_of = _drawn_groups(plan, texts, compute)
     if group_of is None:
         length = plan.longest

@@ -7,17 +7,13 @@ a program holds one window of one head in registers, and reads and writes pixels
 
 from __future__ import annotations
 
-import os
-from importlib.util import find_spec
 from typing import Any
 
 import torch
 from torch import Tensor
 
-#: Builds of torch without GPUs come without it.
-_HAS_TRITON = find_spec("triton") is not None
-#: Kernels run on the CPU, step by step: how tests see them.
-_INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+from xvlm_train.model import kernels
+
 #: Tokens of a window that fit into a program's registers.
 MOST_TOKENS = 64
 #: Programs of the backward pass for each head; each sums the bias gradient of its windows.
@@ -29,8 +25,7 @@ def usable(features: Tensor, heads: int, size: tuple[int, int], shift: tuple[int
     height, width, channels = features.shape[1:]
     head = channels // heads
     return (
-        (features.is_cuda or _INTERPRETED)
-        and _HAS_TRITON
+        kernels.run_on(features)
         and features.dtype != torch.float64
         and size[0] == size[1]
         and shift[0] == shift[1]
@@ -91,11 +86,9 @@ def _backward(
         bias,
         of_qkv,
         of_bias,
-        images * height * width,
+        windows,
         height,
         width,
-        PROGRAMS=programs,
-        STEPS=-(-windows // programs),
         **_constants(qkv, heads, size, shift),
     )
     return of_qkv, of_bias.sum(0)

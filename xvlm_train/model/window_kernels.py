@@ -87,19 +87,18 @@ def forward(
     tl.store(mixed + at, states.to(values.dtype), mask=real)
 
 
-@triton.jit
+# A kernel for any number of windows: stochastic depth leaves out other images in every step.
+@triton.jit(do_not_specialize=["windows"])
 def backward(
     gradient,
     qkv,
     bias,
     of_qkv,
     of_bias,
-    pixels,
+    windows,
     height,
     width,
     scale,
-    PROGRAMS: tl.constexpr,
-    STEPS: tl.constexpr,
     HEADS: tl.constexpr,
     HEAD: tl.constexpr,
     SIZE: tl.constexpr,
@@ -109,16 +108,16 @@ def backward(
 ):
     """Gradients of queries, keys, values and, one sum a program, of the bias.
 
-    A program takes every PROGRAMS-th window; programs: (PROGRAMS, heads).
+    A program takes every P-th window; programs: (P, heads).
     """
     program = tl.program_id(0)
     head = tl.program_id(1)
     channel = head * HEAD + tl.arange(0, HEAD)[None, :]
     total = tl.zeros([BLOCK, BLOCK], dtype=tl.float32)
-    for step in range(STEPS):
-        window = program + step * PROGRAMS
+    window = program
+    while window < windows:
         pixel, part, inside = _window(window, height, width, SIZE, SHIFT, BLOCK)
-        real = inside[:, None] & (pixel[:, None] < pixels)
+        real = inside[:, None]
         at = pixel[:, None] * (3 * HEADS * HEAD) + channel
         queries = tl.load(qkv + at, mask=real, other=0.0)
         keys = tl.load(qkv + at + HEADS * HEAD, mask=real, other=0.0)
@@ -138,6 +137,7 @@ def backward(
         tl.store(of_qkv + at, of_queries.to(queries.dtype), mask=real)
         tl.store(of_qkv + at + HEADS * HEAD, of_keys.to(queries.dtype), mask=real)
         tl.store(of_qkv + at + 2 * HEADS * HEAD, of_values.to(queries.dtype), mask=real)
+        window += tl.num_programs(0)
     tokens: tl.constexpr = SIZE * SIZE
     token = tl.arange(0, BLOCK)
     inside = token < tokens

@@ -12,9 +12,10 @@ from torch import Tensor, nn
 
 from xvlm_train.data.batch import Batch
 from xvlm_train.model.config import ComputeConfig, ModelConfig
-from xvlm_train.model.grouping import plan_texts
-from xvlm_train.model.passes import Encoded, cross_modal, encode_texts
-from xvlm_train.model.text import Segment, TextEncoder, VisionTokens
+from xvlm_train.model.packing import PackedTexts
+from xvlm_train.model.passes import GroupedTexts
+from xvlm_train.model.segments import Segment, VisionTokens
+from xvlm_train.model.text import TextEncoder
 from xvlm_train.model.vision import VisionEncoder
 
 #: Range of the contrastive temperature.
@@ -22,6 +23,21 @@ TEMPERATURE_RANGE = (0.001, 0.5)
 
 Negatives = Literal["sample", "argmax"]
 DEFAULT = ComputeConfig()
+
+
+@dataclass(frozen=True, slots=True)
+class Encoded:
+    """A batch of B concepts after both encoders."""
+
+    vision: VisionTokens
+    """B views."""
+    texts: PackedTexts | GroupedTexts
+    image_features: Tensor
+    """[B, E], L2-normalised."""
+    text_features: Tensor
+    """[B, E], L2-normalised."""
+    temperature: Tensor
+    """Scalar, clamped, with gradient."""
 
 
 @dataclass(slots=True)
@@ -153,19 +169,18 @@ class XVLM(nn.Module):
 
     def encode(self, batch: Batch) -> Encoded:
         """Both encoders: what the contrastive loss and the cross-modal passes start from."""
-        plan = plan_texts(batch, self.compute)
         patches = self.encode_image(batch.images)
         # Of the image-text stream every view is a whole image, so that nothing is hidden.
         mask = batch.patch_mask if batch.multi_grained else None
         vision = self.concept_tokens(patches, batch.image_index, mask)
-        texts = encode_texts(self.text_encoder, batch, plan, self.compute)
-        cls = torch.cat([states[:, 0] for states in texts.clean]).index_select(0, plan.places)
+        packed = self.compute.packs(batch.images.device.type)
+        kind: type[PackedTexts] | type[GroupedTexts] = PackedTexts if packed else GroupedTexts
+        texts = kind.encode(self.text_encoder, batch, self.compute)
         return Encoded(
-            plan=plan,
             vision=vision,
             texts=texts,
             image_features=self.image_features(vision.cls),
-            text_features=self.text_features(cls),
+            text_features=self.text_features(texts.cls_states),
             temperature=self.clamped_temperature(),
         )
 
@@ -198,7 +213,9 @@ class XVLM(nn.Module):
             whole = self.concept_tokens(encoded.vision.patches, every_image, everywhere)
         else:
             whole = None
-        fused = cross_modal(self.text_encoder, batch, encoded, whole, images, texts, self.compute)
+        fused = encoded.texts.cross_modal(
+            self.text_encoder, batch, encoded.vision, whole, images, texts, self.compute
+        )
         return Outputs(
             image_features=image_features,
             text_features=text_features,
