@@ -214,9 +214,9 @@ def activation_bytes(config: PretrainConfig, stream: str, precision: str = "bf16
         compile=False,
         channels_last=False,  # the same bytes, and no weights to convert
         skip_dropped=False,
-        packed="yes" if config.compute.packs("cuda") else "no",
+        packed=config.compute.packs("cuda"),
         length_multiple=config.compute.multiple("cuda"),
-        read_negatives="yes" if config.compute.reads_negatives("cuda") else "no",
+        read_negatives=config.compute.reads_negatives("cuda"),
     )
     text = replace(config.model.text, attention_dropout=0.0)
     batch = _batch(config, stream)

@@ -138,7 +138,7 @@ def test_plan_counts_the_bytes_that_a_real_step_keeps() -> None:
     config.model.text.vocab = VOCAB
     planned = plan.activation_bytes(config, "image_text", "fp32")
     compute = ComputeConfig(
-        channels_last=False, length_multiple=8, read_negatives="no", skip_dropped=False
+        channels_last=False, length_multiple=8, read_negatives=False, skip_dropped=False
     )
     model = XVLM(config.model, compute).train()
     batch = synthetic_batch(
@@ -148,7 +148,7 @@ def test_plan_counts_the_bytes_that_a_real_step_keeps() -> None:
     # What kernels keep: no padding, and no copy of an image for each of its texts.
     packed = load_config("tiny", [], [*settings, "compute.packed=yes"])
     packed.model.text.vocab = VOCAB
-    assert plan.activation_bytes(packed, "image_text", "fp32") < 0.9 * planned
+    assert plan.activation_bytes(packed, "image_text", "fp32") < 0.95 * planned
 
 
 def test_checkpointing_keeps_less() -> None:

@@ -69,7 +69,7 @@ def test_every_row_and_masked_place_is_in_one_group() -> None:
 SAVINGS = {
     "length_groups": {"length_groups": 3},
     "rounded": {"length_groups": 2, "length_multiple": 4},
-    "negatives_not_read": {"length_groups": 3, "read_negatives": "no"},
+    "negatives_not_read": {"length_groups": 3, "read_negatives": False},
     "share_images": {"share_images": True},
     "joint_passes": {"joint_passes": True},
     "pruned_queries": {"pruned_queries": True},
@@ -89,7 +89,7 @@ def test_each_saving_changes_nothing(name: str, stream: str) -> None:
         model.temp.fill_(0.07)
     whole = {
         "all": ComputeConfig(),
-        "all_as_on_a_gpu": ComputeConfig(length_multiple=8, read_negatives="no"),
+        "all_as_on_a_gpu": ComputeConfig(length_multiple=8, read_negatives=False),
     }
     saving = whole.get(name) or replace(NAIVE, **SAVINGS[name])
     batch = batch_of(stream, images=4 if stream == "multi_grained" else 9)

@@ -189,7 +189,7 @@ class Syncs(TorchDispatchMode):
 def test_nothing_waits_for_the_device(model: XVLM, multi_grained: bool, monkeypatch) -> None:
     batch = random_batch(3, 3, 2 * multi_grained, multi_grained=multi_grained)
     model.train()
-    model.compute_as(ComputeConfig(length_multiple=8, read_negatives="no"))  # as on a GPU
+    model.compute_as(ComputeConfig(length_multiple=8, read_negatives=False))  # as on a GPU
     with monkeypatch.context() as patch, Syncs() as syncs:
         for name in ("numpy", "tolist", "item", "cpu", "__bool__", "__int__", "__float__"):
             patch.setattr(Tensor, name, lambda *_, name=name, **__: pytest.fail(name))

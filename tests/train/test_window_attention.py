@@ -94,5 +94,5 @@ if __name__ == "__main__":
     # The interpreter, which computes with NumPy, knows no bfloat16.
     compare(7, 0, 2, 3, torch.bfloat16 if DEVICE == "cuda" else torch.float16)
     # More windows than programs, the last ones not full.
-    window_attention._PROGRAMS = 5
+    window_attention._PROGRAMS = 5  # with one head
     compare(14, 3, 1, 3, torch.float32)

@@ -65,10 +65,10 @@ def count_work(config: ModelConfig, compute: ComputeConfig, batch: Batch, device
         compute,
         compile=False,
         checkpointing=False,
-        packed="yes" if compute.packs(device) else "no",
+        packed=compute.packs(device),
         skip_dropped=compute.skip_dropped and not compute.compile,
         length_multiple=compute.multiple(device),
-        read_negatives="yes" if compute.reads_negatives(device) else "no",
+        read_negatives=compute.reads_negatives(device),
     )
     with torch.device("meta"):
         model = XVLM(config, compute)
@@ -90,7 +90,7 @@ def count_work(config: ModelConfig, compute: ComputeConfig, batch: Batch, device
 def useful_flops(config: ModelConfig, batch: Batch) -> int:
     """The operations that a batch cannot do without: each text at its own length, nothing twice."""
     most = int(batch.text_ids.shape[1])
-    compute = ComputeConfig(packed="no", length_groups=most, length_multiple=1)
+    compute = ComputeConfig(packed=False, length_groups=most, length_multiple=1)
     return count_work(config, compute, batch, "cpu").flops
 
 

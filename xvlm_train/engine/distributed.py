@@ -106,6 +106,8 @@ def choose_device(name: str, local_rank: int = 0) -> torch.device:
                 "use the device cpu, or start fewer processes",
             )
         device = torch.device("cuda", index)
+        # It makes a plan, in milliseconds, for every new shape, and texts have many.
+        torch.backends.cuda.enable_cudnn_sdp(False)
     return device
 
 

@@ -83,7 +83,7 @@ class ComputeConfig:
     The defaults save all that can be saved; :meth:`naive` is the same model with none of it.
     """
 
-    packed: Literal["auto", "yes", "no"] = "auto"
+    packed: bool | Literal["auto"] = "auto"
     """Texts lie one after the other without padding, and attention is a kernel for any lengths;
     auto: on GPUs that Triton compiles for. The next three settings are of texts that do not."""
     length_groups: int = 8
@@ -100,7 +100,7 @@ class ComputeConfig:
     """In the last layer only places that a head reads are queries."""
     masked_only: bool = True
     """The vocabulary projection leaves out mask slots that are not in use."""
-    read_negatives: Literal["auto", "yes", "no"] = "auto"
+    read_negatives: bool | Literal["auto"] = "auto"
     """Read from the device how long the drawn negative texts are, which a GPU waits for, or give
     each the room of the longest text; auto: read on CPUs."""
     channels_last: bool = True
@@ -127,7 +127,7 @@ class ComputeConfig:
             return False
         if self.packed == "auto":
             return device == "cuda" and find_spec("triton") is not None
-        return self.packed == "yes"
+        return self.packed
 
     def multiple(self, device: str) -> int:
         """What lengths are rounded up to on a device of this type."""
@@ -137,13 +137,13 @@ class ComputeConfig:
         """Whether lengths of negative texts are read on a device of this type."""
         if self.read_negatives == "auto":
             return device in ("cpu", "meta")
-        return self.read_negatives == "yes"
+        return self.read_negatives
 
     @classmethod
     def naive(cls, pad_to: int) -> ComputeConfig:
         """No saving at all: what the original does, with all texts padded to ``pad_to`` tokens."""
         return cls(
-            packed="no",
+            packed=False,
             length_groups=0,
             pad_to=pad_to,
             share_images=False,

@@ -17,6 +17,8 @@ from xvlm_train.model import kernels
 
 #: Most places of a row or group that fit into a program's registers.
 MOST_PLACES = 256
+#: Warps of a program whose keys are at most 64.
+_WARPS = 4
 
 
 class Layout(NamedTuple):
@@ -285,7 +287,7 @@ def _constants(
         "DROPOUT": dropout > 0,
         # Reduced float32 would be coarser than what torch's own products do.
         "PRECISION": "ieee" if q.dtype == torch.float32 else "tf32",
-        "num_warps": 4 if most_keys <= 64 else 8,
+        "num_warps": _WARPS if most_keys <= 64 else 8,
     }
 
 

@@ -16,8 +16,10 @@ from xvlm_train.model import kernels
 
 #: Tokens of a window that fit into a program's registers.
 MOST_TOKENS = 64
-#: Programs of the backward pass for each head; each sums the bias gradient of its windows.
-_PROGRAMS = 128
+#: Programs of the backward pass; each sums the bias gradient of its windows.
+_PROGRAMS = 1024
+#: Warps of a program, in the forward and in the backward pass.
+_WARPS = (4, 4)
 
 
 def usable(features: Tensor, heads: int, size: tuple[int, int], shift: tuple[int, int]) -> bool:
@@ -62,8 +64,8 @@ def _forward(qkv: Tensor, bias: Tensor, size: int, shift: int) -> Tensor:
     mixed = qkv.new_empty(images, height, width, channels // 3)
     windows = images * (height // size) * (width // size)
     heads = bias.shape[0]
-    window_kernels.forward[(windows, heads)](
-        qkv, bias, mixed, height, width, **_constants(qkv, heads, size, shift)
+    window_kernels.forward[(windows * heads,)](
+        qkv, bias, mixed, height, width, **_constants(qkv, heads, size, shift), num_warps=_WARPS[0]
     )
     return mixed
 
@@ -77,10 +79,11 @@ def _backward(
     images, height, width, _ = qkv.shape
     of_qkv = torch.empty_like(qkv)
     windows = images * (height // size) * (width // size)
-    heads, programs = bias.shape[0], min(windows, _PROGRAMS)
+    heads = bias.shape[0]
+    programs = min(windows, max(1, _PROGRAMS // heads))
     # Summed in a fixed order, so that the gradient is the same every time.
     of_bias = bias.new_empty(programs, *bias.shape)
-    window_kernels.backward[(programs, heads)](
+    window_kernels.backward[(programs * heads,)](
         gradient.contiguous(),
         qkv,
         bias,
@@ -90,6 +93,7 @@ def _backward(
         height,
         width,
         **_constants(qkv, heads, size, shift),
+        num_warps=_WARPS[1],
     )
     return of_qkv, of_bias.sum(0)
 
@@ -128,5 +132,4 @@ def _constants(qkv: Tensor, heads: int, size: int, shift: int) -> dict[str, Any]
         "BLOCK": max(16, 1 << (size * size - 1).bit_length()),
         # Reduced float32 would be coarser than what the unfused products do.
         "PRECISION": "ieee" if qkv.dtype == torch.float32 else "tf32",
-        "num_warps": 4,
     }

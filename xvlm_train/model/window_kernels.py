@@ -70,9 +70,9 @@ def forward(
     BLOCK: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """Images [I, H, W, heads * HEAD]; programs: (windows, heads)."""
-    head = tl.program_id(1)
-    pixel, part, inside = _window(tl.program_id(0), height, width, SIZE, SHIFT, BLOCK)
+    """Images [I, H, W, heads * HEAD]; programs: windows * heads, heads of a window side by side."""
+    head = tl.program_id(0) % HEADS
+    pixel, part, inside = _window(tl.program_id(0) // HEADS, height, width, SIZE, SHIFT, BLOCK)
     channel = head * HEAD + tl.arange(0, HEAD)[None, :]
     at = pixel[:, None] * (3 * HEADS * HEAD) + channel
     real = inside[:, None]
@@ -108,10 +108,10 @@ def backward(
 ):
     """Gradients of queries, keys, values and, one sum a program, of the bias.
 
-    A program takes every P-th window; programs: (P, heads).
+    A program takes every P-th window; programs: P * heads, heads of a window side by side.
     """
-    program = tl.program_id(0)
-    head = tl.program_id(1)
+    program = tl.program_id(0) // HEADS
+    head = tl.program_id(0) % HEADS
     channel = head * HEAD + tl.arange(0, HEAD)[None, :]
     total = tl.zeros([BLOCK, BLOCK], dtype=tl.float32)
     window = program
@@ -137,7 +137,7 @@ def backward(
         tl.store(of_qkv + at, of_queries.to(queries.dtype), mask=real)
         tl.store(of_qkv + at + HEADS * HEAD, of_keys.to(queries.dtype), mask=real)
         tl.store(of_qkv + at + 2 * HEADS * HEAD, of_values.to(queries.dtype), mask=real)
-        window += tl.num_programs(0)
+        window += tl.num_programs(0) // HEADS
     tokens: tl.constexpr = SIZE * SIZE
     token = tl.arange(0, BLOCK)
     inside = token < tokens
