@@ -13,21 +13,30 @@ import json
 import sys
 from dataclasses import dataclass
 from itertools import islice
+from pathlib import Path
 from typing import Any
 
 import click
 import torch
+from torch.profiler import ProfilerActivity, profile
 
 from xvlm_data.errors import UserError
-from xvlm_train.bench.command import STREAMS, make_model, print_report, synthetic, time_streams
+from xvlm_train.bench.command import (
+    STREAMS,
+    make_stepper,
+    print_report,
+    synthetic,
+    time_streams,
+)
 from xvlm_train.bench.step import Stepper, Variant
 from xvlm_train.config import PretrainConfig, load_config
 from xvlm_train.engine.distributed import choose_device
-from xvlm_train.engine.optim import adamw
 from xvlm_train.model import compiled
 
 #: Least share of the peak, on executed operations, in the image-text stream.
 LEAST_MFU = 0.35
+#: Steps of each stream that compile, record and then replay.
+WARMUP = 4
 #: Steps of each stream after the warm-up in which nothing may be compiled.
 STEPS = 8
 
@@ -44,23 +53,36 @@ class Quiet:
     """Graphs compiled in these steps."""
 
 
-def quiet_steps(config: PretrainConfig, precision: str, steps: int = STEPS) -> Quiet:
+def quiet_steps(config: PretrainConfig, stepper: Stepper, steps: int = STEPS) -> Quiet:
     """Steps of both streams on different batches, watched for waits and compilations."""
-    device = choose_device(config.train.device)
-    model = make_model(config, device)
-    groups = [{"params": list(model.parameters())}]
-    optimizer = adamw(groups, betas=config.optim.betas, eps=config.optim.eps)
-    stepper = Stepper(model, optimizer, precision, config.parity, config.optim.clip_norm)
+    device = stepper.device
     variant = Variant("ours", config.compute)
-    batches = {stream: synthetic(config, stream, model) for stream in STREAMS}
+    batches = {stream: synthetic(config, stream, stepper.model) for stream in STREAMS}
     for stream in STREAMS:
-        for batch in islice(batches[stream], 2):
+        for batch in islice(batches[stream], WARMUP):
             stepper.step(variant, batch)
     before, waits = _graphs(), []
     for stream in STREAMS:
         for batch in islice(batches[stream], steps):
             waits += _waits(stepper, variant, batch, device)
     return Quiet(sorted(set(waits)), before, _graphs() - before)
+
+
+def profile_steps(config: PretrainConfig, stepper: Stepper, file: Path, steps: int = 3) -> None:
+    """Write which kernels the device ran in a few steps of each stream, and for how long."""
+    variant = Variant("ours", config.compute)
+    tables = []
+    for stream in STREAMS:
+        batches = list(islice(synthetic(config, stream, stepper.model), steps))
+        with profile(activities=[ProfilerActivity.CUDA, ProfilerActivity.CPU]) as seen:
+            for batch in batches:
+                stepper.step(variant, batch)
+            stepper.rest()
+        found = seen.key_averages()
+        for order in ("self_device_time_total", "self_cpu_time_total"):
+            table = found.table(sort_by=order, row_limit=150, max_name_column_width=110)
+            tables.append(f"{stream}, {steps} steps, by {order}\n{table}")
+    file.write_text("\n\n".join(tables))
 
 
 def _waits(stepper: Stepper, variant: Variant, batch: Any, device: torch.device) -> list[str]:
@@ -79,7 +101,11 @@ def _waits(stepper: Stepper, variant: Variant, batch: Any, device: torch.device)
 
 
 def _graphs() -> int:
-    return int(torch._dynamo.utils.counters["stats"]["unique_graphs"])
+    return _counter("stats", "unique_graphs")
+
+
+def _counter(kind: str, name: str) -> int:
+    return int(torch._dynamo.utils.counters[kind][name])
 
 
 @click.command()
@@ -87,9 +113,17 @@ def _graphs() -> int:
 @click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="One setting.")
 @click.option("--rounds", type=click.IntRange(1), default=20, show_default=True)
 @click.option("--naive", is_flag=True, help="The same without savings beside it.")
+@click.option(
+    "--profile", "profile_file", type=click.Path(path_type=Path), help="Write kernels and times."
+)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def main(
-    dry_run: bool, overrides: tuple[str, ...], rounds: int, naive: bool, as_json: bool
+    dry_run: bool,
+    overrides: tuple[str, ...],
+    rounds: int,
+    naive: bool,
+    profile_file: Path | None,
+    as_json: bool,
 ) -> None:
     """Measure the training step on a GPU."""
     preset = "tiny" if dry_run else "base"
@@ -105,10 +139,20 @@ def main(
     except UserError as error:
         raise click.ClickException(str(error)) from None
     precision = "fp32" if dry_run else "bf16"
+    stepper = make_stepper(config, choose_device(config.train.device), precision)
     report = time_streams(
-        config, STREAMS, preset, (), rounds=1 if dry_run else rounds, warmup=2, naive=naive
+        config,
+        STREAMS,
+        preset,
+        (),
+        rounds=1 if dry_run else rounds,
+        warmup=WARMUP,
+        naive=naive,
+        stepper=stepper,
     )
-    quiet = quiet_steps(config, precision, 2 if dry_run else STEPS)
+    quiet = quiet_steps(config, stepper, 2 if dry_run else STEPS)
+    if profile_file is not None:
+        profile_steps(config, stepper, profile_file)
     share = report["streams"]["image_text"]["variants"]["ours"]["mfu_executed"]
     passes = {
         "mfu": None if share is None else share >= LEAST_MFU,
@@ -118,6 +162,7 @@ def main(
     report |= {
         "waits": quiet.waits,
         "graphs": quiet.graphs,
+        "cuda_graphs_skipped": _counter("inductor", "cudagraph_skips"),
         "new_graphs": quiet.new_graphs,
         "passes": passes,
         "dry_run": dry_run,
@@ -127,6 +172,8 @@ def main(
     else:
         print_report(report)
         click.echo(f"graphs {quiet.graphs}, {quiet.new_graphs} more after the warm-up")
+        if skipped := report["cuda_graphs_skipped"]:
+            click.echo(f"{skipped} of them launched kernel by kernel, not replayed")
         for wait in quiet.waits:
             click.echo(f"waits: {wait}")
         words = {True: "yes", False: "NO", None: "not told"}

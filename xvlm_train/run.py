@@ -158,7 +158,11 @@ class Run:
     def _make_model(self) -> XVLM:
         config = self.config
         torch.manual_seed(config.train.seed)
-        model = XVLM(config.model, config.compute)
+        compute = config.compute
+        if config.train.accumulate > 1 or self.sharded:
+            # Gradients that stay from one part to the next, weights that move.
+            compute = replace(compute, cuda_graphs=False)
+        model = XVLM(config.model, compute)
         if self.resume:
             load_model(self.resume, model)
             self.new_parameters = set(self.resume.state["new_parameters"])

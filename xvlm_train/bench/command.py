@@ -16,7 +16,7 @@ from xvlm_data.console import Bars, plain_table, print_whole, stdout
 from xvlm_train.config import PRESETS, PretrainConfig, load_config
 
 if TYPE_CHECKING:
-    from xvlm_train.bench.step import Timing
+    from xvlm_train.bench.step import Stepper, Timing
     from xvlm_train.data.batch import Batch
     from xvlm_train.model.xvlm import XVLM
 
@@ -147,6 +147,7 @@ def time_streams(
     rounds: int,
     warmup: int,
     naive: bool,
+    stepper: Stepper | None = None,
 ) -> dict[str, Any]:
     """Time the streams; the report that ``--json`` prints.
 
@@ -158,11 +159,11 @@ def time_streams(
         rounds: steps that count, of each variant.
         warmup: steps before that do not.
         naive: time the variant without savings too.
+        stepper: to take the steps with; none: a new one.
     """
     from xvlm_train.bench.flops import matmul_flops, peak_flops, useful_flops
-    from xvlm_train.bench.step import Stepper, Variant, measure
+    from xvlm_train.bench.step import Variant, measure
     from xvlm_train.engine.distributed import choose_device
-    from xvlm_train.engine.optim import adamw
     from xvlm_train.model.config import ComputeConfig
     from xvlm_train.run import precision_for
 
@@ -175,12 +176,10 @@ def time_streams(
     sources: dict[str, Iterator[Batch]] = {}
     if manifests:
         sources = _from_manifests(config, streams, manifests)
-    model = make_model(config, device)
+    stepper = stepper or make_stepper(config, device, precision)
+    model = stepper.model
     if not manifests:
         sources = {stream: synthetic(config, stream, model) for stream in streams}
-    groups = [{"params": list(model.parameters())}]
-    optimizer = adamw(groups, betas=config.optim.betas, eps=config.optim.eps)
-    stepper = Stepper(model, optimizer, precision, config.parity, config.optim.clip_norm)
     report: dict[str, Any] = {
         "preset": preset,
         "precision": precision,
@@ -260,6 +259,17 @@ def make_model(config: PretrainConfig, device: Any) -> XVLM:
 
     torch.manual_seed(config.train.seed)
     return XVLM(config.model, config.compute).to(device).train()
+
+
+def make_stepper(config: PretrainConfig, device: Any, precision: str) -> Stepper:
+    """A random model with its optimiser."""
+    from xvlm_train.bench.step import Stepper
+    from xvlm_train.engine.optim import adamw
+
+    model = make_model(config, device)
+    groups = [{"params": list(model.parameters())}]
+    optimizer = adamw(groups, betas=config.optim.betas, eps=config.optim.eps)
+    return Stepper(model, optimizer, precision, config.parity, config.optim.clip_norm)
 
 
 def synthetic(config: PretrainConfig, stream: str, model: XVLM) -> Iterator[Batch]:

@@ -1,7 +1,8 @@
 """The parts that torch.compile fuses, and how many graphs that makes.
 
 The image encoder is one graph for each number of images in a batch: two in a run, since both
-streams fill their batches. Of the text encoder, packed texts make one graph a kind of layer (text,
+streams fill their batches. On a GPU their kernels, over a thousand that a host launches one by one,
+are recorded and replayed. Of the text encoder, packed texts make one graph a kind of layer (text,
 cross-modal, and the last one, with few queries) for any number of tokens. Where texts are grouped
 by length it is the feed-forward part alone, one graph for all layers: the shapes that attention
 sees there follow the lengths of the texts.
@@ -20,9 +21,17 @@ from torch import Tensor, nn
 BACKEND: Any = "inductor"
 
 
-def image_features(backbone: Any, images: Tensor) -> Tensor:
-    """timm's features of images, compiled."""
-    found: Tensor = _compiled(_features, BACKEND, dynamic=False)(backbone, images)
+def image_features(backbone: Any, images: Tensor, *, graphs: bool = False) -> Tensor:
+    """timm's features of images, compiled.
+
+    Args:
+        backbone: of timm.
+        images: [I, 3, R, R].
+        graphs: on a GPU, record the launches of all kernels once and replay them. Gradients then
+            lie in memory that the next call uses again.
+    """
+    graphs = graphs and images.is_cuda
+    found: Tensor = _compiled(_features, BACKEND, dynamic=False, graphs=graphs)(backbone, images)
     return found
 
 
@@ -39,8 +48,15 @@ def packed_layer(layer: Any, states: Tensor, *call: Any) -> Tensor:
 
 
 @cache
-def _compiled(function: Callable[..., Tensor], backend: Any, dynamic: bool) -> Callable[..., Any]:
-    compiled: Callable[..., Any] = torch.compile(function, backend=backend, dynamic=dynamic)
+def _compiled(
+    function: Callable[..., Tensor], backend: Any, dynamic: bool, graphs: bool = False
+) -> Callable[..., Any]:
+    compiled: Callable[..., Any] = torch.compile(
+        function,
+        backend=backend,
+        dynamic=dynamic,
+        options={"triton.cudagraphs": True} if graphs else None,
+    )
     return compiled
 
 

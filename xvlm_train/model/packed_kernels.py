@@ -69,9 +69,22 @@ def _kept(
     BLOCK_K: tl.constexpr,
 ):
     """Which weights dropout keeps: the same in both passes, whatever the order of programs."""
+    key = tl.load(seed).to(tl.uint32)
     query = tl.arange(0, BLOCK_Q)[:, None]
     place = ((row * HEADS + head) * BLOCK_Q + query) * BLOCK_K + tl.arange(0, BLOCK_K)[None, :]
-    return tl.rand(tl.load(seed), place) >= dropout
+    drawn = _hash(_hash(place.to(tl.uint32) + key) ^ _hash(key))
+    return drawn.to(tl.float32) * (1.0 / 4294967296.0) >= dropout
+
+
+@triton.jit
+def _hash(x):
+    """A 32-bit integer mixed so that each bit depends on all (lowbias32 by C. Wellons).
+
+    The generator that Triton brings takes three times as long as all else in the kernel.
+    """
+    x = (x ^ (x >> 16)) * tl.cast(0x7FEB352D, tl.uint32)
+    x = (x ^ (x >> 15)) * tl.cast(0x846CA68B, tl.uint32)
+    return x ^ (x >> 16)
 
 
 @triton.jit

@@ -37,7 +37,7 @@ class VisionEncoder(nn.Module):
         self.width: int = backbone.num_features
         self.layout, self.grid = self._probe()
         self.memory_format = torch.contiguous_format
-        self.compiled = False
+        self.compiled = self.cuda_graphs = False
         learned = config.position == "learned" or (
             config.position == "auto" and self.layout == "NCHW"
         )
@@ -58,6 +58,7 @@ class VisionEncoder(nn.Module):
         skip_dropped: bool = False,
         window_kernel: bool = False,
         compiled: bool = False,
+        cuda_graphs: bool = False,
     ) -> None:
         """How it computes; the results stay what they are.
 
@@ -77,16 +78,20 @@ class VisionEncoder(nn.Module):
             )
         if switch is not None and (checkpointing or getattr(self, "checkpointing", False)):
             switch(checkpointing)
-        self.checkpointing, self.compiled = checkpointing, compiled
+        self.checkpointing = checkpointing
+        self.compiled, self.cuda_graphs = compiled, cuda_graphs
         # A graph has one number of images.
         skip_dropped = skip_dropped and not compiled
         compute_blocks_as(self.backbone, skip_dropped=skip_dropped, window_kernel=window_kernel)
 
     def forward(self, images: Tensor) -> Tensor:
         """Patches [I, N, C] of images [I, 3, R, R]."""
-        images = images.contiguous(memory_format=self.memory_format)
-        if self.compiled:
-            features = image_features(self.backbone, images)
+        # GPUs convolve channels last, and so do images come; the weights they turn themselves.
+        wanted = torch.channels_last if images.is_cuda else self.memory_format
+        images = images.contiguous(memory_format=wanted)
+        # Evaluation has batches of many sizes, each of which would be a graph of its own.
+        if self.compiled and torch.is_grad_enabled():
+            features = image_features(self.backbone, images, graphs=self.cuda_graphs)
         else:
             features = self.backbone.forward_features(images)
         if self.layout == "NCHW":

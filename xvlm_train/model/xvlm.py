@@ -107,6 +107,7 @@ class XVLM(nn.Module):
             skip_dropped=compute.skip_dropped,
             window_kernel=compute.window_kernel,
             compiled=compute.compile,
+            cuda_graphs=compute.cuda_graphs,
         )
 
     @property
