@@ -37,11 +37,16 @@ def counter(monkeypatch) -> CompileCounter:
     compiled._compiled.cache_clear()
 
 
-def test_texts_of_any_length_need_no_new_graph(counter: CompileCounter) -> None:
+# The image encoder for either stream's number of images; and the feed-forward part, or of packed
+# texts a text layer, and two cross-modal ones, with and without masks.
+@pytest.mark.parametrize(("packed", "graphs"), [(False, 3), (True, 7)])
+def test_texts_of_any_length_need_no_new_graph(
+    counter: CompileCounter, packed: bool, graphs: int
+) -> None:
     config = small_config(dropout=0.1)
     config.vision.drop_path = 0.1
     torch.manual_seed(0)
-    model = XVLM(config, ComputeConfig(compile=True)).train()
+    model = XVLM(config, ComputeConfig(compile=True, packed=packed)).train()
 
     def steps(seeds: range) -> None:
         for seed in seeds:
@@ -50,18 +55,18 @@ def test_texts_of_any_length_need_no_new_graph(counter: CompileCounter) -> None:
                 compute_losses(model(batch), batch)["total"].backward()
 
     steps(range(1))
-    # The image encoder for either stream's number of images, and the feed-forward part.
-    assert counter.frame_count == 3
+    assert counter.frame_count == graphs
     lengths = {tuple(batch_of("image_text", seed).host.lengths) for seed in range(6)}
     assert len(lengths) == 6
     steps(range(1, 6))
-    assert counter.frame_count == 3
+    assert counter.frame_count == graphs
 
 
-def test_compiled_gives_the_same(counter: CompileCounter) -> None:
+@pytest.mark.parametrize("packed", [False, True])
+def test_compiled_gives_the_same(counter: CompileCounter, packed: bool) -> None:
     torch.manual_seed(0)
     model = XVLM(small_config())
     batch = batch_of("multi_grained", 0)
     naive = ComputeConfig.naive(DATA.max_tokens)
-    assert compare(model, batch, ComputeConfig(compile=True), naive, Parity()).ok
+    assert compare(model, batch, ComputeConfig(compile=True, packed=packed), naive, Parity()).ok
     assert counter.frame_count > 0

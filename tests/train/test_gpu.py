@@ -123,7 +123,7 @@ def trainer_for(compute: ComputeConfig, precision: Any) -> Trainer:
     [("fp32", False), ("bf16", False), ("fp16", False), ("bf16", True)],
 )
 def test_updates_of_a_run_wait_for_nothing(precision: Any, compiled: bool) -> None:
-    trainer = trainer_for(ComputeConfig(compile=compiled), precision)
+    trainer = trainer_for(ComputeConfig(compile=compiled, cuda_graphs=compiled), precision)
     weights = next(iter(trainer.model.parameters()))
     before = weights.detach().clone()
     # The first call warms up, the second records what the others replay.
@@ -146,7 +146,7 @@ def test_compiled_and_replayed_updates_train_alike() -> None:
     """Nothing is drawn but negatives and masks, which are the same: so are the losses."""
     means = []
     for compiled in (False, True):
-        trainer = trainer_for(ComputeConfig(compile=compiled), "fp32")
+        trainer = trainer_for(ComputeConfig(compile=compiled, cuda_graphs=compiled), "fp32")
         values = []
         for step in range(6):
             trainer._step(step)

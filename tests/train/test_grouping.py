@@ -79,7 +79,9 @@ SAVINGS = {
 
 
 @pytest.mark.parametrize("stream", ["image_text", "multi_grained"])
-@pytest.mark.parametrize("name", [*SAVINGS, "all", "all_as_on_a_gpu"])
+@pytest.mark.parametrize(
+    "name", [*SAVINGS, "all", "all_as_on_a_gpu", "packed", "packed_checkpointing"]
+)
 def test_each_saving_changes_nothing(name: str, stream: str) -> None:
     torch.manual_seed(0)
     model = XVLM(small_config())
@@ -89,7 +91,9 @@ def test_each_saving_changes_nothing(name: str, stream: str) -> None:
         model.temp.fill_(0.07)
     whole = {
         "all": ComputeConfig(),
-        "all_as_on_a_gpu": ComputeConfig(length_multiple=8, read_negatives=False),
+        "all_as_on_a_gpu": ComputeConfig(packed=False, length_multiple=8, read_negatives=False),
+        "packed": ComputeConfig(packed=True),
+        "packed_checkpointing": ComputeConfig(packed=True, masked_only=False, checkpointing=True),
     }
     saving = whole.get(name) or replace(NAIVE, **SAVINGS[name])
     batch = batch_of(stream, images=4 if stream == "multi_grained" else 9)

@@ -185,11 +185,15 @@ class Syncs(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
+@pytest.mark.parametrize("packed", [True, False])
 @pytest.mark.parametrize("multi_grained", [True, False])
-def test_nothing_waits_for_the_device(model: XVLM, multi_grained: bool, monkeypatch) -> None:
+def test_nothing_waits_for_the_device(
+    model: XVLM, multi_grained: bool, packed: bool, monkeypatch
+) -> None:
     batch = random_batch(3, 3, 2 * multi_grained, multi_grained=multi_grained)
     model.train()
-    model.compute_as(ComputeConfig(length_multiple=8, read_negatives=False))  # as on a GPU
+    as_on_a_gpu = ComputeConfig(packed=packed, length_multiple=8, read_negatives=False)
+    model.compute_as(as_on_a_gpu)
     with monkeypatch.context() as patch, Syncs() as syncs:
         for name in ("numpy", "tolist", "item", "cpu", "__bool__", "__int__", "__float__"):
             patch.setattr(Tensor, name, lambda *_, name=name, **__: pytest.fail(name))

@@ -113,8 +113,9 @@ class ComputeConfig:
     compile: bool = False
     """torch.compile of the image encoder and of the feed-forward parts (:mod:`.compiled`); the
     first steps of a run take minutes, and on a CPU it needs a C++ compiler and gains little."""
-    cuda_graphs: bool = True
-    """With ``compile`` on a GPU, the image encoder's kernels are launched by one call each way."""
+    cuda_graphs: bool = False
+    """With ``compile`` on a GPU, the image encoder's kernels are launched by one call each way;
+    not tried on a GPU yet."""
     checkpointing: bool = False
     """Keep only layer inputs for the backward pass, and compute the rest again: less memory."""
 
