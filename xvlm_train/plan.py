@@ -31,8 +31,9 @@ GPUS = {
     "v100": (125.0, 32),
     "t4": (65.0, 16),
 }
-#: Share of the peak that a step is assumed to reach, where neither --mfu nor --bench says.
-DEFAULT_MFU = 0.35
+#: Share of the peak that a step reaches, where neither --mfu nor --bench says: as measured for the
+#: preset ``base``, compiled, on one H100 (docs/benchmarks.md).
+DEFAULT_MFU = 0.15
 _STREAMS = ("image_text", "multi_grained")
 #: What the CUDA context, kernels and the allocator's gaps take, bytes; a rule of thumb.
 _CONTEXT = 1_500_000_000
@@ -69,7 +70,7 @@ class Memory:
 @click.option(
     "--mfu",
     type=click.FloatRange(0, 1, min_open=True),
-    help=f"Share of the peak that steps reach, on executed FLOPs. [{DEFAULT_MFU}, an assumption]",
+    help=f"Share of the peak that steps reach, on executed FLOPs. [{DEFAULT_MFU}, as measured on an H100]",
 )
 @click.option(
     "--bench",

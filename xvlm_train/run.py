@@ -159,7 +159,7 @@ class Run:
         config = self.config
         torch.manual_seed(config.train.seed)
         compute = config.compute
-        if config.train.accumulate > 1 or self.sharded:
+        if config.train.accumulate > 1 or config.train.sharding != "none":
             # Gradients that stay from one part to the next, weights that move.
             compute = replace(compute, cuda_graphs=False)
         model = XVLM(config.model, compute)
