@@ -151,10 +151,13 @@ class ArrayReader:
             return True
         if items is None:
             piece = bytes(memoryview(data)[begin : cut + 1])
-            scan = Scan(piece)
-            if not scan.whole:
-                return self._exact(found)
-            self._one_by_one(scan, found)
+            if _is_one(piece):
+                self._add(piece, found)
+            else:
+                scan = Scan(piece)
+                if not scan.whole:
+                    return self._exact(found)
+                self._one_by_one(scan, found)
         else:
             found.items += items
             self.count += len(items)
@@ -206,12 +209,24 @@ class ArrayReader:
         body = scan.data
         cuts = [-1, *scan.commas(len(body), 0).tolist(), len(body)]
         for number in range(len(cuts) - 1):
-            text = body[cuts[number] + 1 : cuts[number + 1]]
-            try:
-                found.items.append(decode_one(text, self.kind))
-            except (ValueError, RecursionError) as error:
-                found.malformed.append((self.count, str(error)[:300], text))
-            self.count += 1
+            self._add(body[cuts[number] + 1 : cuts[number + 1]], found)
+
+    def _add(self, text: bytes, found: Elements[Any]) -> None:
+        """One element, be it malformed."""
+        try:
+            found.items.append(decode_one(text, self.kind))
+        except (ValueError, RecursionError) as error:
+            found.malformed.append((self.count, str(error)[:300], text))
+        self.count += 1
+
+
+def _is_one(text: bytes) -> bool:
+    """Whether this is one JSON value and nothing else; it is looked at, not built."""
+    try:
+        msgspec.json.decode(text, type=msgspec.Raw)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return False
+    return True
 
 
 def separator_lead(separator: bytes | None) -> int:

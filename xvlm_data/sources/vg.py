@@ -9,7 +9,7 @@ COCO, RefCOCO or Flickr30K hold out are left out by ``coco_id`` and ``flickr_id`
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import partial
+from functools import cache, partial
 from itertools import chain
 from operator import attrgetter
 from typing import Any
@@ -98,6 +98,12 @@ class _Loose(_Owner, gc=False):
     regions: list[Any] = []
     objects: list[Any] = []
     attributes: list[Any] = []
+
+
+class _Undecoded(_Owner, gc=False):
+    regions: list[msgspec.Raw] = []
+    objects: list[msgspec.Raw] = []
+    attributes: list[msgspec.Raw] = []
 
 
 class VisualGenome(Source):
@@ -372,7 +378,7 @@ def _salvage(
     rows = []
     for index, why, text in malformed:
         try:
-            owner = decode_one(text, _Loose)
+            owner, convert = _loosely(text, item)
         except (ValueError, RecursionError):
             sink.malformed(kind, part, [(index, why, text)])
             continue
@@ -381,7 +387,7 @@ def _salvage(
         bad: list[tuple[int, str]] = []
         for sub, value in enumerate(getattr(owner, key)):
             try:
-                good.append(msgspec.convert(value, item))
+                good.append(convert(value))
                 subs.append(sub)
             except ValueError as error:
                 bad.append((sub, str(error)))
@@ -400,6 +406,28 @@ def _salvage(
             )
         rows.append((index, image, subs, good))
     return rows
+
+
+def _loosely(text: bytes, item: Any) -> tuple[Any, Callable[[Any], Any]]:
+    """An image whose items are not decoded yet, and what decodes one.
+
+    Raises:
+        ValueError: it is no JSON, or not even the image is right.
+    """
+    try:
+        return _UNDECODED.decode(text), _decoder(item).decode
+    except msgspec.ValidationError:
+        raise
+    except (msgspec.DecodeError, UnicodeDecodeError):  # NaN, say
+        return decode_one(text, _Loose), partial(msgspec.convert, type=item)
+
+
+_UNDECODED = msgspec.json.Decoder(_Undecoded)
+
+
+@cache
+def _decoder(item: Any) -> msgspec.json.Decoder[Any]:
+    return msgspec.json.Decoder(item)
 
 
 SOURCE = VisualGenome()
