@@ -8,10 +8,11 @@ the bytes between elements, and the guess is checked against where the range bef
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections import Counter, deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
-from itertools import chain
+from itertools import chain, islice
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -262,6 +263,33 @@ class Records(Sink):
                     array.end = self._read_array(path, array, reading, advance, alone=early)
         return given
 
+    def read_array_files(self, files: Sequence[tuple[AnyPath, Reading]]) -> None:
+        """Read documents that are an array each, in order and without a pause between them.
+
+        Workers begin with a file while the last ranges of the one before are still read.
+
+        Raises:
+            UserError: as `raw.json_document.read_arrays`.
+        """
+        self.flush()
+        with ExitStack() as stack:
+            opened = []
+            for path, reading in files:
+                with self._request.reading(path):
+                    pass  # noted as read, before any task is
+                known = self._known.setdefault(str(path), {})
+                document = stack.enter_context(JsonDocument(path, {"": reading}, known=known))
+                arrays = iter(document)
+                array = next(arrays)
+                opened.append((path, arrays, array, self._tasks(path, array, reading)))
+            every = chain.from_iterable(tasks for *_, tasks in opened)
+            results = self._engine.map(run_task, every)
+            for path, arrays, array, tasks in opened:
+                with self._request.reading(path) as advance:
+                    array.end = self._collect(path, array, tasks, results, advance, shared=True)
+                    for _ in arrays:
+                        raise AssertionError(f"{path}: more than one array")
+
     def _read_array(
         self,
         path: AnyPath,
@@ -271,6 +299,15 @@ class Records(Sink):
         *,
         alone: bool,
     ) -> int:
+        tasks = self._tasks(path, array, reading)
+        # Where other arrays follow, most guesses would be of those: the first range goes alone.
+        own = 1 if alone else 0
+        results = chain(map(run_task, tasks[:own]), self._engine.map(run_task, iter(tasks[own:])))
+        return self._collect(path, array, tasks, results, advance)
+
+    def _tasks(self, path: AnyPath, array: Array, reading: Reading) -> list[_Range]:
+        """The ranges of an array's file, from the array's start on."""
+
         def ranges() -> Iterator[_Range]:
             length = RANGE if self.index is not None else min(IMAGE_RANGE, RANGE)
             number, start = 0, array.start
@@ -296,12 +333,25 @@ class Records(Sink):
             separator=array.separator,
             reading=reading,
         )
+        return list(ranges())
+
+    def _collect(
+        self,
+        path: AnyPath,
+        array: Array,
+        tasks: Sequence[_Range],
+        results: Iterator[Spill],
+        advance: Callable[[int], None],
+        *,
+        shared: bool = False,
+    ) -> int:
+        """Keep what the tasks of an array read; where the array ends.
+
+        With ``shared``, results of other files' tasks follow, so those after the end are taken too.
+        """
         expected, base, lead = array.start, 0, separator_lead(array.separator)
-        tasks = list(ranges())
-        # Where other arrays follow, most guesses would be of those: the first range goes alone.
-        own = 1 if alone else 0
-        results = chain(map(run_task, tasks[:own]), self._engine.map(run_task, iter(tasks[own:])))
-        for task, spill in zip(tasks, results, strict=False):
+        for number, task in enumerate(tasks):
+            spill = next(results)
             if task.guess and task.stop is not None and expected - lead >= task.stop:
                 continue  # one element reached over the whole range
             if spill["start"] != expected:
@@ -310,6 +360,8 @@ class Records(Sink):
             advance(spill["end"] - expected)
             expected, base = spill["end"], base + spill["count"]
             if spill["closed"]:
+                if shared:
+                    deque(islice(results, len(tasks) - number - 1), maxlen=0)
                 return expected
         # The last range ends where the file does, so its reader has said that it is cut off.
         raise AssertionError(f"{path}: {array.key!r} does not end")

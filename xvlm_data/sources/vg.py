@@ -135,25 +135,32 @@ class VisualGenome(Source):
             )
         _read_images(image_data, request, records)
         records.images_complete()
+        files = []
         if regions:
-            _read_owned(regions, "regions", _Regions, _Region, REGION, _add_regions, records)
+            files.append(
+                _owned(regions, "regions", _Regions, _Region, REGION, _add_regions, records)
+            )
         else:
             request.notes.append("no region_descriptions.json: the manifest has no regions")
         if objects:
-            _read_owned(objects, "objects", _Objects, _Object, OBJECT, _add_objects, records)
+            files.append(
+                _owned(objects, "objects", _Objects, _Object, OBJECT, _add_objects, records)
+            )
             if attributes:
-                _read_owned(
-                    attributes, "attributes", _Descriptions, _Described, OBJECT, _describe, records
-                )
+                found = (attributes, "attributes", _Descriptions, _Described, OBJECT, _describe)
+                files.append(_owned(*found, records))
             else:
                 request.notes.append("no attributes.json: objects have no attributes")
         elif attributes:
             request.notes.append("no objects.json: objects are taken from attributes.json")
-            _read_owned(
-                attributes, "attributes", _Attributes, _Object, OBJECT, _add_objects, records
+            files.append(
+                _owned(
+                    attributes, "attributes", _Attributes, _Object, OBJECT, _add_objects, records
+                )
             )
         else:
             request.notes.append("no objects.json: the manifest has no objects")
+        records.read_array_files(files)
 
 
 def _read_images(path: AnyPath, request: Request, records: Records) -> None:
@@ -226,13 +233,13 @@ def _paths(url: str) -> list[str]:
 _Add = Callable[[list[Any], dict[str, Any], Sink], None]
 
 
-def _read_owned(
+def _owned(
     path: AnyPath, key: str, owner: Any, item: Any, kind: int, add: _Add, records: Records
-) -> None:
-    """Read a file whose elements are images that own a list of items under ``key``."""
+) -> tuple[AnyPath, Reading]:
+    """How to read a file whose elements are images that own a list of items under ``key``."""
     part = records.part(path, f"[{{index}}].{key}[{{sub}}]")
     convert = partial(_add_owned, key=key, item=item, kind=kind, part=part, add=add)
-    records.read_arrays(path, {"": Reading(owner, convert)})
+    return path, Reading(owner, convert)
 
 
 def _add_owned(
