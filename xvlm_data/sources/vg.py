@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from functools import cache, partial
 from itertools import chain
 from operator import attrgetter
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 import numpy as np
@@ -22,7 +22,7 @@ from xvlm_data.errors import UserError
 from xvlm_data.raw.files import find_file, find_optional
 from xvlm_data.raw.json_arrays import Elements, Int64, decode_one
 from xvlm_data.reading import Reading, Records
-from xvlm_data.records import ABSENT, OBJECT, REGION, Sink, numbers, pixel_sides
+from xvlm_data.records import ABSENT, OBJECT, REGION, Sink, pixel_sides
 from xvlm_data.sources import citations
 from xvlm_data.sources.base import Request, Source
 from xvlm_data.sources.coco_json import numbers_of
@@ -248,36 +248,51 @@ def _add_owned(
     images = [_either(owner.image_id, owner.id) for owner in elements.items]
     lists = [getattr(owner, key) for owner in elements.items]
     indices = elements.indices
-    subs: list[list[int]] | None = None
-    if elements.malformed:
-        salvaged = _salvage(elements.malformed, key, item, kind, part, sink)
+    salvaged = _salvage(elements.malformed, key, item, kind, part, sink)
+    if salvaged:
         # In the order of the file, as if nothing had been wrong.
-        order = np.argsort(np.concatenate([indices, [s[0] for s in salvaged]]), kind="stable")
-        subs = [[*range(len(items))] for items in lists] + [s[2] for s in salvaged]
-        images += [s[1] for s in salvaged]
-        lists += [s[3] for s in salvaged]
-        indices = np.concatenate([indices, np.array([s[0] for s in salvaged], np.int64)])[order]
-        places = order.tolist()
-        images = [images[place] for place in places]
-        lists = [lists[place] for place in places]
-        subs = [subs[place] for place in places]
+        order = np.argsort(np.concatenate([indices, [s.element for s in salvaged]]), kind="stable")
+        images += [s.image for s in salvaged]
+        lists += [s.items for s in salvaged]
+        indices = np.concatenate([indices, np.array([s.element for s in salvaged], np.int64)])[
+            order
+        ]
+        images = [images[place] for place in order.tolist()]
+        lists = [lists[place] for place in order.tolist()]
     items = list(chain.from_iterable(lists))
     if not items:
         return
     lengths = np.fromiter(map(len, lists), np.int64, len(lists))
-    if subs is None:
-        starts = np.cumsum(lengths) - lengths
-        sub = np.arange(len(items)) - np.repeat(starts, lengths)
-    else:
-        sub = np.fromiter(chain.from_iterable(subs), np.int64, len(items))
+    starts = np.cumsum(lengths) - lengths
     owners = np.repeat(np.array(images, np.int64), lengths)
     place = {
         "key": pa.array(owners, mask=owners == ABSENT),
         "part": np.full(len(items), part, np.int16),
         "index": np.repeat(indices, lengths),
-        "sub": sub,
+        "sub": np.arange(len(items)) - np.repeat(starts, lengths),
     }
+    if salvaged:
+        begin = np.empty_like(starts)
+        begin[order] = starts
+        of_salvaged = begin[len(begin) - len(salvaged) :].tolist()
+        place |= _problems(
+            len(items),
+            {
+                start + sub: why
+                for start, one in zip(of_salvaged, salvaged, strict=True)
+                for sub, why in one.problems.items()
+            },
+        )
     add(items, place, sink)
+
+
+def _problems(count: int, whys: dict[int, str]) -> dict[str, list[str | None]]:
+    """Columns ``problem`` and ``detail`` of items some of which are malformed."""
+    problem: list[str | None] = [None] * count
+    detail: list[str | None] = [None] * count
+    for place, why in whys.items():
+        problem[place], detail[place] = "malformed", why
+    return {"problem": problem, "detail": detail}
 
 
 def _either(first: int | None, second: int | None) -> int:
@@ -291,7 +306,10 @@ def _ids(items: list[Any], name: str) -> pa.Array:
     """The ids of items, which older releases call plain ``id``."""
     found = numbers_of(items, name)
     if found.null_count:
-        return numbers((_either(getattr(item, name), item.id) for item in items), len(items))
+        ids = found.fill_null(ABSENT).to_numpy().copy()
+        for place in np.flatnonzero(ids == ABSENT).tolist():
+            ids[place] = _either(None, items[place].id)
+        return pa.array(ids, mask=ids == ABSENT)
     return found
 
 
@@ -352,6 +370,17 @@ def _attributes(items: list[_Object]) -> dict[str, Any]:
 
 def _describe(items: list[_Described], place: dict[str, Any], sink: Sink) -> None:
     """Attributes of objects read before; joined by object id within the image."""
+    problems, details = place.pop("problem", None), place.pop("detail", None)
+    if problems is not None:
+        rows = pa.array(np.flatnonzero([problem is not None for problem in problems]))
+        sink.annotations(
+            {name: pa.array(values).take(rows) for name, values in place.items()}
+            | {
+                "kind": np.full(len(rows), OBJECT, np.int8),
+                "problem": pa.array(problems).take(rows),
+                "detail": pa.array(details).take(rows),
+            }
+        )
     lists = [item.attributes or () for item in items]
     lengths = np.fromiter(map(len, lists), np.int32, len(lists))
     rows = pa.array(np.flatnonzero(lengths))
@@ -369,6 +398,17 @@ def _describe(items: list[_Described], place: dict[str, Any], sink: Sink) -> Non
         )
 
 
+class _Salvaged(NamedTuple):
+    """An image some of whose items are malformed."""
+
+    element: int
+    image: int
+    items: list[Any]
+    """Empty ones where they are malformed."""
+    problems: dict[int, str]
+    """What is wrong with these, by their places."""
+
+
 def _salvage(
     malformed: Sequence[tuple[int, str, bytes]],
     key: str,
@@ -376,12 +416,8 @@ def _salvage(
     kind: int,
     part: int,
     sink: Sink,
-) -> list[tuple[int, int, list[int], list[Any]]]:
-    """The good items of images of which one is malformed; the bad ones are recorded.
-
-    Returns:
-        For each image that could be read: its place, its key, places of its good items, the items.
-    """
+) -> list[_Salvaged]:
+    """Images of which an item is malformed; those that are no images at all are recorded."""
     rows = []
     for index, why, text in malformed:
         try:
@@ -389,29 +425,14 @@ def _salvage(
         except (ValueError, RecursionError):
             sink.malformed(kind, part, [(index, why, text)])
             continue
-        good: list[Any] = []
-        subs: list[int] = []
-        bad: list[tuple[int, str]] = []
+        one = _Salvaged(index, _either(owner.image_id, owner.id), [], {})
         for sub, value in enumerate(getattr(owner, key)):
             try:
-                good.append(convert(value))
-                subs.append(sub)
+                one.items.append(convert(value))
             except ValueError as error:
-                bad.append((sub, str(error)))
-        image = _either(owner.image_id, owner.id)
-        if bad:
-            sink.annotations(
-                {
-                    "key": pa.array([None if image == ABSENT else image] * len(bad), pa.int64()),
-                    "kind": [kind] * len(bad),
-                    "part": [part] * len(bad),
-                    "index": [index] * len(bad),
-                    "sub": [sub for sub, _ in bad],
-                    "problem": ["malformed"] * len(bad),
-                    "detail": [why for _, why in bad],
-                }
-            )
-        rows.append((index, image, subs, good))
+                one.items.append(_EMPTY[item])
+                one.problems[sub] = str(error)
+        rows.append(one)
     return rows
 
 
@@ -429,6 +450,12 @@ def _loosely(text: bytes, item: Any) -> tuple[Any, Callable[[Any], Any]]:
         return decode_one(text, _Loose), partial(msgspec.convert, type=item)
 
 
+_NAN = float("nan")
+_EMPTY: dict[Any, Any] = {
+    _Region: _Region(_NAN, _NAN, _NAN, _NAN, ""),
+    _Object: _Object(_NAN, _NAN, _NAN, _NAN),
+    _Described: _Described(),
+}
 _UNDECODED = msgspec.json.Decoder(_Undecoded)
 
 
