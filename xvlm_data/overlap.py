@@ -33,8 +33,10 @@ _LOWER = np.zeros(256, np.uint8)
 for _character in b"abcdefghijklmnopqrstuvwxyz0123456789_":
     _LOWER[[_character, ord(chr(_character).upper())]] = _character
 _APOSTROPHE = 39
-_FOLDED = _LOWER.astype(np.uint64)
-_FOLDED[_APOSTROPHE] = _APOSTROPHE
+#: What a byte counts for in the number of its word: its lower case, plus one.
+_WEIGHTS = _LOWER.astype(np.uint64)
+_WEIGHTS[_APOSTROPHE] = _APOSTROPHE
+_WEIGHTS += np.uint64(1)
 
 
 def overlapping(texts: pa.Array, images: Int64s, limit: float) -> npt.NDArray[np.bool_]:
@@ -112,8 +114,8 @@ def _words_of(texts: pa.Array) -> tuple[Int64s, UInt64s]:
             slow[rows[begin]] = True
             begin = end
             continue
-        values = (_FOLDED[data[origin : origin + length]] + np.uint64(1)) * powers[:length]
-        sums = np.concatenate([np.zeros(1, np.uint64), np.cumsum(values)])
+        sums = np.zeros(length + 1, np.uint64)
+        np.cumsum(_WEIGHTS[data[origin : origin + length]] * powers[:length], out=sums[1:])
         here = starts[begin:end] - origin
         hashes[begin:end] = (sums[stops[begin:end] - origin] - sums[here]) * inverses[here]
         begin = end
@@ -234,7 +236,7 @@ def _mark_close(tokens: _Tokens, limit: float, marked: npt.NDArray[np.bool_]) ->
     of_text = sizes[rows]
     chosen = rank < of_text - np.floor(limit * of_text).astype(np.int64)
     groups = (words[chosen] << row_bits) | rows[chosen]
-    groups.sort()
+    groups = groups[stable_order(words[chosen])]  # within a word, rows ascend already
     keys = (rows << bits) | words
     done = -1
     while len(groups):

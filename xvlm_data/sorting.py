@@ -1,4 +1,4 @@
-"""Sorting rows by whole numbers, as fast as the machine sorts plain ones."""
+"""Sorting rows by whole numbers, faster than by comparing them."""
 
 from __future__ import annotations
 
@@ -9,27 +9,28 @@ import numpy.typing as npt
 
 Int64s = npt.NDArray[np.int64]
 
+#: NumPy sorts integers of so many bits by counting, and larger ones by comparing.
+_DIGIT = 16
+
 
 def stable_order(keys: npt.NDArray[np.integer[Any]]) -> Int64s:
     """What ``np.argsort(keys, kind="stable")`` gives.
 
-    NumPy sorts plain integers with vector instructions, ten times as fast as it can sort their
-    places along; so each key takes its place with it, in its low bits.
+    One counting sort for each 16 bits of the keys' range, the lowest first; five to ten times as
+    fast as one sort of the keys as they are.
 
     Args:
         keys: ``[N]`` integers.
     """
-    if not len(keys):
-        return np.zeros(0, np.int64)
+    if len(keys) < 2:
+        return np.arange(len(keys))
     low = int(keys.min())
-    bits = (len(keys) - 1).bit_length()
-    if (int(keys.max()) - low).bit_length() + bits > 63:
+    bits = (int(keys.max()) - low).bit_length()
+    if bits > 3 * _DIGIT:
         return np.argsort(keys, kind="stable")
-    packed = keys.astype(np.int64)
-    if low:
-        packed -= low
-    packed <<= bits
-    packed |= np.arange(len(keys))
-    packed.sort()
-    packed &= (1 << bits) - 1
-    return packed
+    rest = keys.astype(np.int64) - low
+    order: Int64s = np.argsort(rest.astype(np.uint16), kind="stable")
+    for shift in range(_DIGIT, bits, _DIGIT):
+        digits = (rest >> shift).astype(np.uint16)[order]
+        order = order[np.argsort(digits, kind="stable")]
+    return order
