@@ -1,9 +1,8 @@
 """Reading a release into record tables: ranges of its files, each a task of its own.
 
 A source says which arrays or lines of which files become which rows (:class:`Records`); here they
-are cut into ranges of bytes that workers read at the same time, each into one spill file. A range
-of a JSON array begins at the first element boundary after a byte; a worker guesses that boundary by
-the bytes between elements, and the guess is checked against where the range before really ended.
+are cut into ranges of bytes that workers read at the same time (:mod:`.ranges`), and what each read
+is put together.
 """
 
 from __future__ import annotations
@@ -11,9 +10,9 @@ from __future__ import annotations
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import chain, islice
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -21,20 +20,22 @@ import numpy.typing as npt
 from xvlm_data.engines import Engine
 from xvlm_data.image_index import DUPLICATE, ImageIndex, make_index
 from xvlm_data.journal import Journal
+from xvlm_data.ranges import (
+    READ_FOLDER,
+    ArrayRange,
+    ConvertLines,
+    Cut,
+    LineRange,
+    Range,
+    Reading,
+    run_task,
+)
 from xvlm_data.raw.files import open_raw
-from xvlm_data.raw.json_arrays import ArrayReader, Elements, find_element, separator_lead
+from xvlm_data.raw.json_arrays import separator_lead
 from xvlm_data.raw.json_document import Array, JsonDocument
-from xvlm_data.raw.lines import read_lines
 from xvlm_data.records import KINDS, Sink, count_kinds
 from xvlm_data.sources.base import Request
-from xvlm_data.spill import (
-    Spill,
-    cut_by_shard,
-    image_keys,
-    open_spill,
-    write_batches,
-    write_spill,
-)
+from xvlm_data.spill import Spill, image_keys, write_spill
 from xvlm_data.storage import AnyPath
 
 #: Bytes of a raw file that are one task.
@@ -43,147 +44,6 @@ RANGE = 32 << 20
 IMAGE_RANGE = 8 << 20
 #: Rows that a source adds by itself, without ranges, before they are written.
 FLUSH_ROWS = 100_000
-
-READ_FOLDER = "read"
-
-
-class Reading(NamedTuple):
-    """How the elements of an array become rows.
-
-    Attributes:
-        kind: type of the elements.
-        convert: adds the rows of some elements, whose positions count from the range's first; must
-            be picklable. None gives the elements back to the source instead.
-        optional: whether a file may do without the array.
-    """
-
-    kind: Any
-    convert: Callable[[Elements[Any], Sink], None] | None = None
-    optional: bool = False
-
-
-#: Adds the rows of some lines, the first of which has the given number within its range.
-ConvertLines = Callable[[int, list[bytes], Sink], None]
-
-
-@dataclass(frozen=True)
-class _Range:
-    """A range of a file for a worker to read."""
-
-    folder: AnyPath
-    name: str
-    path: AnyPath
-    start: int
-    stop: int | None
-    shard_images: int
-    index: AnyPath | None
-    guess: bool = False
-
-    def run(self) -> Spill:
-        """Read, unless it has been read before."""
-        journal = Journal(self.folder, {})
-        done = journal.done(f"{READ_FOLDER}/{self.name}")
-        if done is not None and (self.guess or done["start"] == self.start):
-            return done
-        sink = Sink()
-        place = self.read(sink)
-        tables = sink.take()
-        index = None if self.index is None else ImageIndex.load(self.index)
-        spill = write_spill(self.folder / READ_FOLDER, self.name, tables, index, self.shard_images)
-        spill |= place
-        if "annotations" in tables:
-            spill["kinds"] = count_kinds(tables["annotations"])
-        journal.record(f"{READ_FOLDER}/{self.name}", spill)
-        return spill
-
-    def read(self, sink: Sink) -> dict[str, Any]:
-        """Fill the sink; returns start, end, count and whether the array was closed."""
-        raise NotImplementedError
-
-
-@dataclass(frozen=True)
-class _ArrayRange(_Range):
-    key: str = ""
-    separator: bytes | None = None
-    reading: Reading | None = None
-
-    def read(self, sink: Sink) -> dict[str, Any]:
-        assert self.reading is not None
-        convert = self.reading.convert
-        assert convert is not None
-        with open_raw(self.path) as file:
-            start: int | None = self.start
-            if self.guess and self.separator is not None:
-                start = find_element(file, self.separator, self.start, self.stop)
-            if start is None:
-                return {"start": None, "end": None, "count": 0, "closed": False}
-            reader = ArrayReader(
-                self.path,
-                file,
-                self.reading.kind,
-                start,
-                key=self.key,
-                stop=self.stop,
-                separator=self.separator,
-            )
-            for elements in reader:
-                convert(elements, sink)
-                sink.settle()
-        return {
-            "start": start,
-            "end": reader.end,
-            "count": reader.count,
-            "closed": reader.closed,
-        }
-
-
-@dataclass(frozen=True)
-class _LineRange(_Range):
-    convert: ConvertLines | None = None
-
-    def read(self, sink: Sink) -> dict[str, Any]:
-        assert self.convert is not None
-        count = 0
-        for first, lines in read_lines(self.path, start=self.start, stop=self.stop):
-            self.convert(first, lines, sink)
-            count += len(lines)
-        return {"start": self.start, "end": self.stop, "count": count, "closed": False}
-
-
-@dataclass(frozen=True)
-class _Cut:
-    """Cuts a spill by shard that was written before the images were known."""
-
-    folder: AnyPath
-    spill: Spill
-    shard_images: int
-    index: AnyPath
-
-    def run(self) -> Spill:
-        journal = Journal(self.folder, {})
-        task = f"{READ_FOLDER}/{self.spill['name']}.cut"
-        done = journal.done(task)
-        if done is not None:
-            return done
-        index = ImageIndex.load(self.index)
-        folder = self.folder / READ_FOLDER
-        tables = dict(self.spill["tables"])
-        for kind, entry in tables.items():
-            if kind != "images":
-                rows = open_spill(folder / entry["file"]).read_all()
-                batches, shards = cut_by_shard(rows, index, self.shard_images)
-                # Under another name, so that a killed task finds what it began with.
-                file = f"{self.spill['name']}.cut.{kind}.arrow"
-                write_batches(folder / file, batches)
-                tables[kind] = entry | {"file": file, "shards": shards}
-        cut = self.spill | {"tables": tables}
-        journal.record(task, cut)
-        return cut
-
-
-def run_task(task: _Range | _Cut) -> Spill:
-    """What workers call."""
-    return task.run()
 
 
 class Records(Sink):
@@ -305,10 +165,10 @@ class Records(Sink):
         results = chain(map(run_task, tasks[:own]), self._engine.map(run_task, iter(tasks[own:])))
         return self._collect(path, array, tasks, results, advance)
 
-    def _tasks(self, path: AnyPath, array: Array, reading: Reading) -> list[_Range]:
+    def _tasks(self, path: AnyPath, array: Array, reading: Reading) -> list[Range]:
         """The ranges of an array's file, from the array's start on."""
 
-        def ranges() -> Iterator[_Range]:
+        def ranges() -> Iterator[Range]:
             length = RANGE if self.index is not None else min(IMAGE_RANGE, RANGE)
             number, start = 0, array.start
             while start < size:
@@ -321,7 +181,7 @@ class Records(Sink):
         size = path.stat().st_size
         name = f"{self._written:04d}"
         self._written += 1
-        first = _ArrayRange(
+        first = ArrayRange(
             self._folder,
             name,
             path,
@@ -339,7 +199,7 @@ class Records(Sink):
         self,
         path: AnyPath,
         array: Array,
-        tasks: Sequence[_Range],
+        tasks: Sequence[Range],
         results: Iterator[Spill],
         advance: Callable[[int], None],
         *,
@@ -379,7 +239,7 @@ class Records(Sink):
             open_raw(path).close()
             size, base = path.stat().st_size, 0
             tasks = [
-                _LineRange(
+                LineRange(
                     self._folder,
                     f"{name}-{number:05d}",
                     path,
@@ -443,7 +303,7 @@ class Records(Sink):
             self._engine.map(
                 run_task,
                 (
-                    _Cut(self._folder, spill, self._size, place)
+                    Cut(self._folder, spill, self._size, place)
                     for spill, is_early in zip(self.spills, early, strict=True)
                     if is_early
                 ),

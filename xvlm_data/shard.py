@@ -19,7 +19,7 @@ import pyarrow.compute as pc
 from xvlm_data.attributes import join_attributes
 from xvlm_data.image_index import DUPLICATE, ImageIndex
 from xvlm_data.journal import Journal
-from xvlm_data.reading import READ_FOLDER
+from xvlm_data.ranges import READ_FOLDER
 from xvlm_data.records import ANNOTATIONS, KINDS, column, count_kinds
 from xvlm_data.reformulate import Counts, Reformulator
 from xvlm_data.rejects import repeat_label

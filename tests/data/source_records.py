@@ -12,7 +12,8 @@ import pyarrow as pa
 from tests.data.raw_releases import Silent
 from xvlm_data.engines import Inline
 from xvlm_data.journal import Journal
-from xvlm_data.reading import READ_FOLDER, Records
+from xvlm_data.ranges import READ_FOLDER
+from xvlm_data.reading import Records
 from xvlm_data.records import TABLES
 from xvlm_data.sources import Request, get_source
 from xvlm_data.spill import open_spill

@@ -18,10 +18,11 @@ from xvlm_data import reading
 from xvlm_data.engines import Inline
 from xvlm_data.errors import UserError
 from xvlm_data.journal import Journal
+from xvlm_data.ranges import READ_FOLDER, Reading
 from xvlm_data.raw import json_arrays
 from xvlm_data.raw.json_arrays import ArrayReader, Elements, find_element
 from xvlm_data.raw.json_document import Array, JsonDocument
-from xvlm_data.reading import READ_FOLDER, Reading, Records
+from xvlm_data.reading import Records
 from xvlm_data.records import Sink
 from xvlm_data.sources import Request
 from xvlm_data.spill import open_spill

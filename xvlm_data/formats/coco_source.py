@@ -20,8 +20,9 @@ import msgspec
 import numpy as np
 
 from xvlm_data.errors import UserError
+from xvlm_data.ranges import Reading
 from xvlm_data.raw.json_arrays import Elements, Int64
-from xvlm_data.reading import Reading, Records
+from xvlm_data.reading import Records
 from xvlm_data.records import CAPTION, OBJECT, REGION, Sink, pixel_sides
 from xvlm_data.sources.base import Request, Source
 from xvlm_data.sources.coco_json import Category

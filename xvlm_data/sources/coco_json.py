@@ -12,8 +12,9 @@ import msgspec
 import numpy as np
 import pyarrow as pa
 
+from xvlm_data.ranges import Reading
 from xvlm_data.raw.json_arrays import Elements, Int64
-from xvlm_data.reading import Reading, Records
+from xvlm_data.reading import Records
 from xvlm_data.records import ABSENT, CAPTION, OBJECT, Sink, numbers, pixel_sides
 from xvlm_data.sources.base import Request
 from xvlm_data.storage import AnyPath

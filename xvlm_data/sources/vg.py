@@ -8,102 +8,38 @@ COCO, RefCOCO or Flickr30K hold out are left out by ``coco_id`` and ``flickr_id`
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from functools import cache, partial
+from collections.abc import Callable
+from functools import partial
 from itertools import chain
 from operator import attrgetter
-from typing import Any, NamedTuple
+from typing import Any
 
-import msgspec
 import numpy as np
 import pyarrow as pa
 
 from xvlm_data.errors import UserError
+from xvlm_data.ranges import Reading
 from xvlm_data.raw.files import find_file, find_optional
-from xvlm_data.raw.json_arrays import Elements, Int64, decode_one
-from xvlm_data.reading import Reading, Records
+from xvlm_data.raw.json_arrays import Elements
+from xvlm_data.reading import Records
 from xvlm_data.records import ABSENT, OBJECT, REGION, Sink, pixel_sides
 from xvlm_data.sources import citations
 from xvlm_data.sources.base import Request, Source
 from xvlm_data.sources.coco_json import numbers_of
 from xvlm_data.sources.held_out import held_out_ids
+from xvlm_data.sources.vg_json import (
+    Attributes,
+    Described,
+    Descriptions,
+    Image,
+    Object,
+    Objects,
+    Region,
+    Regions,
+    either,
+    salvage,
+)
 from xvlm_data.storage import AnyPath
-
-
-class _Image(msgspec.Struct, gc=False):
-    width: int
-    height: int
-    url: str
-    image_id: Int64 | None = None
-    id: Int64 | None = None
-    coco_id: Int64 | None = None
-    flickr_id: Int64 | None = None
-
-
-class _Region(msgspec.Struct, gc=False):
-    x: float
-    y: float
-    width: float
-    height: float
-    phrase: str
-    region_id: Int64 | None = ABSENT
-    id: Int64 | None = ABSENT
-
-
-class _Object(msgspec.Struct, gc=False):
-    """An element of ``objects`` or of ``attributes``; the latter repeats box and names."""
-
-    x: float
-    y: float
-    w: float
-    h: float
-    names: tuple[str, ...] = ()
-    object_names: tuple[str, ...] = ()
-    attributes: list[str] | None = None
-    object_id: Int64 | None = ABSENT
-    id: Int64 | None = ABSENT
-    merged_object_ids: tuple[Int64, ...] = ()
-
-
-class _Described(msgspec.Struct, gc=False):
-    """What an element of ``attributes`` adds to an object that ``objects`` has."""
-
-    attributes: list[str] | None = None
-    object_id: Int64 | None = ABSENT
-    id: Int64 | None = ABSENT
-
-
-class _Owner(msgspec.Struct, gc=False):
-    image_id: Int64 | None = ABSENT
-    id: Int64 | None = ABSENT
-
-
-class _Regions(_Owner, gc=False):
-    regions: list[_Region] = []
-
-
-class _Objects(_Owner, gc=False):
-    objects: list[_Object] = []
-
-
-class _Attributes(_Owner, gc=False):
-    attributes: list[_Object] = []
-
-
-class _Descriptions(_Owner, gc=False):
-    attributes: list[_Described] = []
-
-
-class _Loose(_Owner, gc=False):
-    regions: list[Any] = []
-    objects: list[Any] = []
-    attributes: list[Any] = []
-
-
-class _Undecoded(_Owner, gc=False):
-    regions: list[msgspec.Raw] = []
-    objects: list[msgspec.Raw] = []
-    attributes: list[msgspec.Raw] = []
 
 
 class VisualGenome(Source):
@@ -137,26 +73,20 @@ class VisualGenome(Source):
         records.images_complete()
         files = []
         if regions:
-            files.append(
-                _owned(regions, "regions", _Regions, _Region, REGION, _add_regions, records)
-            )
+            files.append(_owned(regions, "regions", Regions, Region, REGION, _add_regions, records))
         else:
             request.notes.append("no region_descriptions.json: the manifest has no regions")
         if objects:
-            files.append(
-                _owned(objects, "objects", _Objects, _Object, OBJECT, _add_objects, records)
-            )
+            files.append(_owned(objects, "objects", Objects, Object, OBJECT, _add_objects, records))
             if attributes:
-                found = (attributes, "attributes", _Descriptions, _Described, OBJECT, _describe)
+                found = (attributes, "attributes", Descriptions, Described, OBJECT, _describe)
                 files.append(_owned(*found, records))
             else:
                 request.notes.append("no attributes.json: objects have no attributes")
         elif attributes:
             request.notes.append("no objects.json: objects are taken from attributes.json")
             files.append(
-                _owned(
-                    attributes, "attributes", _Attributes, _Object, OBJECT, _add_objects, records
-                )
+                _owned(attributes, "attributes", Attributes, Object, OBJECT, _add_objects, records)
             )
         else:
             request.notes.append("no objects.json: the manifest has no objects")
@@ -177,11 +107,11 @@ def _read_images(path: AnyPath, request: Request, records: Records) -> None:
         coco_ids=held_out.coco_ids,
         flickr_ids=held_out.flickr_ids,
     )
-    records.read_arrays(path, {"": Reading(_Image, convert)})
+    records.read_arrays(path, {"": Reading(Image, convert)})
 
 
 def _add_images(
-    elements: Elements[_Image],
+    elements: Elements[Image],
     sink: Sink,
     *,
     part: int,
@@ -215,7 +145,7 @@ def _add_images(
     )
 
 
-def _detail(image: _Image, problem: str | None) -> str | None:
+def _detail(image: Image, problem: str | None) -> str | None:
     if problem == "malformed":
         return "neither image_id nor id"
     if problem == "leak":
@@ -245,10 +175,10 @@ def _owned(
 def _add_owned(
     elements: Elements[Any], sink: Sink, *, key: str, item: Any, kind: int, part: int, add: _Add
 ) -> None:
-    images = [_either(owner.image_id, owner.id) for owner in elements.items]
+    images = [either(owner.image_id, owner.id) for owner in elements.items]
     lists = [getattr(owner, key) for owner in elements.items]
     indices = elements.indices
-    salvaged = _salvage(elements.malformed, key, item, kind, part, sink)
+    salvaged = salvage(elements.malformed, key, item, kind, part, sink)
     if salvaged:
         # In the order of the file, as if nothing had been wrong.
         order = np.argsort(np.concatenate([indices, [s.element for s in salvaged]]), kind="stable")
@@ -295,20 +225,13 @@ def _problems(count: int, whys: dict[int, str]) -> dict[str, list[str | None]]:
     return {"problem": problem, "detail": detail}
 
 
-def _either(first: int | None, second: int | None) -> int:
-    """The number that is there, of two names for it; ABSENT where neither is."""
-    if first is not None and first != ABSENT:
-        return first
-    return ABSENT if second is None else second
-
-
 def _ids(items: list[Any], name: str) -> pa.Array:
     """The ids of items, which older releases call plain ``id``."""
     found = numbers_of(items, name)
     if found.null_count:
         ids = found.fill_null(ABSENT).to_numpy().copy()
         for place in np.flatnonzero(ids == ABSENT).tolist():
-            ids[place] = _either(None, items[place].id)
+            ids[place] = either(None, items[place].id)
         return pa.array(ids, mask=ids == ABSENT)
     return found
 
@@ -321,7 +244,7 @@ def _sides(items: list[Any], names: tuple[str, ...]) -> dict[str, np.ndarray[Any
     }
 
 
-def _add_regions(items: list[_Region], place: dict[str, Any], sink: Sink) -> None:
+def _add_regions(items: list[Region], place: dict[str, Any], sink: Sink) -> None:
     sink.annotations(
         place
         | {
@@ -333,7 +256,7 @@ def _add_regions(items: list[_Region], place: dict[str, Any], sink: Sink) -> Non
     )
 
 
-def _add_objects(items: list[_Object], place: dict[str, Any], sink: Sink) -> None:
+def _add_objects(items: list[Object], place: dict[str, Any], sink: Sink) -> None:
     """Objects from ``objects.json``, or from ``attributes.json``, which holds as much."""
     ids = _ids(items, "object_id")
     sink.annotations(
@@ -361,14 +284,14 @@ def _add_objects(items: list[_Object], place: dict[str, Any], sink: Sink) -> Non
         )
 
 
-def _attributes(items: list[_Object]) -> dict[str, Any]:
+def _attributes(items: list[Object]) -> dict[str, Any]:
     """The column of attributes, where the file has any."""
     if not any(map(attrgetter("attributes"), items)):
         return {}
     return {"attributes": [item.attributes for item in items]}
 
 
-def _describe(items: list[_Described], place: dict[str, Any], sink: Sink) -> None:
+def _describe(items: list[Described], place: dict[str, Any], sink: Sink) -> None:
     """Attributes of objects read before; joined by object id within the image."""
     problems, details = place.pop("problem", None), place.pop("detail", None)
     if problems is not None:
@@ -396,72 +319,6 @@ def _describe(items: list[_Described], place: dict[str, Any], sink: Sink) -> Non
                 "attributes": attributes.take(rows),
             }
         )
-
-
-class _Salvaged(NamedTuple):
-    """An image some of whose items are malformed."""
-
-    element: int
-    image: int
-    items: list[Any]
-    """Empty ones where they are malformed."""
-    problems: dict[int, str]
-    """What is wrong with these, by their places."""
-
-
-def _salvage(
-    malformed: Sequence[tuple[int, str, bytes]],
-    key: str,
-    item: Any,
-    kind: int,
-    part: int,
-    sink: Sink,
-) -> list[_Salvaged]:
-    """Images of which an item is malformed; those that are no images at all are recorded."""
-    rows = []
-    for index, why, text in malformed:
-        try:
-            owner, convert = _loosely(text, item)
-        except (ValueError, RecursionError):
-            sink.malformed(kind, part, [(index, why, text)])
-            continue
-        one = _Salvaged(index, _either(owner.image_id, owner.id), [], {})
-        for sub, value in enumerate(getattr(owner, key)):
-            try:
-                one.items.append(convert(value))
-            except ValueError as error:
-                one.items.append(_EMPTY[item])
-                one.problems[sub] = str(error)
-        rows.append(one)
-    return rows
-
-
-def _loosely(text: bytes, item: Any) -> tuple[Any, Callable[[Any], Any]]:
-    """An image whose items are not decoded yet, and what decodes one.
-
-    Raises:
-        ValueError: it is no JSON, or not even the image is right.
-    """
-    try:
-        return _UNDECODED.decode(text), _decoder(item).decode
-    except msgspec.ValidationError:
-        raise
-    except (msgspec.DecodeError, UnicodeDecodeError):  # NaN, say
-        return decode_one(text, _Loose), partial(msgspec.convert, type=item)
-
-
-_NAN = float("nan")
-_EMPTY: dict[Any, Any] = {
-    _Region: _Region(_NAN, _NAN, _NAN, _NAN, ""),
-    _Object: _Object(_NAN, _NAN, _NAN, _NAN),
-    _Described: _Described(),
-}
-_UNDECODED = msgspec.json.Decoder(_Undecoded)
-
-
-@cache
-def _decoder(item: Any) -> msgspec.json.Decoder[Any]:
-    return msgspec.json.Decoder(item)
 
 
 SOURCE = VisualGenome()
