@@ -70,7 +70,7 @@ class Memory:
 @click.option(
     "--mfu",
     type=click.FloatRange(0, 1, min_open=True),
-    help=f"Share of the peak that steps reach, on executed FLOPs. [{DEFAULT_MFU}, as measured on an H100]",
+    help=f"Share of the peak reached, on executed FLOPs. [{DEFAULT_MFU}, as measured on an H100]",
 )
 @click.option(
     "--bench",

@@ -1,4 +1,4 @@
-"""Where Triton's kernels run: on GPUs, where torch came with Triton."""
+"""Where Triton's kernels run: on NVIDIA's GPUs, where torch came with Triton."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
 
+import torch
 from torch import Tensor
 
 #: Builds of torch without GPUs come without it.
@@ -18,7 +19,15 @@ _planned = False
 
 def run_on(tensor: Tensor) -> bool:
     """Whether kernels take tensors where this one is."""
-    return HAS_TRITON and (tensor.is_cuda or INTERPRETED or _planned)
+    if not HAS_TRITON:
+        return False
+    return INTERPRETED or _planned or (tensor.is_cuda and _able(tensor.device.index or 0))
+
+
+@torch.compiler.assume_constant_result
+def _able(gpu: int) -> bool:
+    """Whether a GPU has what the kernels were written for: NVIDIA's, from Ampere on."""
+    return torch.version.hip is None and torch.cuda.get_device_capability(gpu) >= (8, 0)
 
 
 @contextmanager

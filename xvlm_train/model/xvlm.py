@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from xvlm_train.data.batch import Batch
+from xvlm_train.model import kernels
 from xvlm_train.model.config import ComputeConfig, ModelConfig
 from xvlm_train.model.packing import PackedTexts
 from xvlm_train.model.passes import GroupedTexts
@@ -175,6 +176,8 @@ class XVLM(nn.Module):
         mask = batch.patch_mask if batch.multi_grained else None
         vision = self.concept_tokens(patches, batch.image_index, mask)
         packed = self.compute.packs(batch.images.device.type)
+        if self.compute.packed == "auto":  # without kernels it would be padding all the same
+            packed = packed and kernels.run_on(batch.images)
         kind: type[PackedTexts] | type[GroupedTexts] = PackedTexts if packed else GroupedTexts
         texts = kind.encode(self.text_encoder, batch, self.compute)
         return Encoded(
