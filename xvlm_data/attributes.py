@@ -92,7 +92,8 @@ def _resolved(ordinals: Int64s, ids: Int64s, aliases: pa.Table) -> Int64s:
     codes, alias_codes = _codes(
         ordinals, ids, aliases["ordinal"].to_numpy(), aliases["alias"].to_numpy()
     )
-    order = np.lexsort((targets, alias_codes))
+    order = stable_order(targets)
+    order = order[stable_order(alias_codes[order])]
     ordered, targets = alias_codes[order], targets[order]
     places = np.searchsorted(ordered, codes)
     places[places == len(ordered)] = 0
