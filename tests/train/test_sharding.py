@@ -22,6 +22,7 @@ STEPS = 20
 # AdamW would else blow up to steps of the full rate.
 WHOLE = [*SETTINGS, "train.save_every=10", "optim.ema=0.5", "optim.eps=1e-3"]
 SHARDED = [*WHOLE, "train.sharding=fsdp"]
+PACKED = ["compute.packed=yes"]  # as on GPUs
 LOW = ["train.sharding_dtype=bf16", "train.precision=bf16"]
 
 
@@ -38,7 +39,8 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def runs(data: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """Equal runs, whole and sharded, and the sharded one resumed at its half."""
     folder = tmp_path_factory.mktemp("runs")
-    found = {name: folder / name for name in ("whole", "sharded", "resumed", "thrifty", "low")}
+    names = ("whole", "sharded", "resumed", "thrifty", "low", "packed", "packed_sharded")
+    found = {name: folder / name for name in names}
     val = ("--val-manifest", str(data / "val.parquet"), "--steps", str(STEPS))
     half = found["sharded"] / "checkpoints" / "step_00000010"
     run_on_two_ranks(
@@ -51,6 +53,13 @@ def runs(data: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path
                 data, found["thrifty"], *val, settings=[*SHARDED, "compute.checkpointing=yes"]
             ),
             arguments(data, found["low"], *val, settings=[*SHARDED, *LOW]),
+            arguments(data, found["packed"], *val, settings=[*WHOLE, *PACKED]),
+            arguments(
+                data,
+                found["packed_sharded"],
+                *val,
+                settings=[*SHARDED, *PACKED, "compute.checkpointing=yes"],
+            ),
         ],
     )
     return found
@@ -79,10 +88,9 @@ def test_twenty_steps_equal_ddp(runs: dict[str, Path]) -> None:
     assert "eval/ema/grounding_mean_iou" in evaluated[1]
 
 
-def test_activations_can_be_computed_again(runs: dict[str, Path]) -> None:
-    whole, thrifty = (
-        load_saved(runs[name], CPU).model.state_dict() for name in ("whole", "thrifty")
-    )
+@pytest.mark.parametrize(("plain", "saving"), [("whole", "thrifty"), ("packed", "packed_sharded")])
+def test_activations_can_be_computed_again(runs: dict[str, Path], plain: str, saving: str) -> None:
+    whole, thrifty = (load_saved(runs[name], CPU).model.state_dict() for name in (plain, saving))
     for name, value in whole.items():
         torch.testing.assert_close(thrifty[name], value, rtol=1e-5, atol=1e-5, msg=name)
 
