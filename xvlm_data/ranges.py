@@ -7,6 +7,7 @@ really ended (:mod:`.reading`).
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -43,7 +44,7 @@ ConvertLines = Callable[[int, list[bytes], Sink], None]
 
 
 @dataclass(frozen=True)
-class Range:
+class Range(ABC):
     """A range of a file for a worker to read."""
 
     folder: AnyPath
@@ -72,9 +73,9 @@ class Range:
         journal.record(f"{READ_FOLDER}/{self.name}", spill)
         return spill
 
+    @abstractmethod
     def read(self, sink: Sink) -> dict[str, Any]:
         """Fill the sink; returns start, end, count and whether the array was closed."""
-        raise NotImplementedError
 
 
 @dataclass(frozen=True)

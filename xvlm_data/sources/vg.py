@@ -181,12 +181,11 @@ def _add_owned(
     salvaged = salvage(elements.malformed, key, item, kind, part, sink)
     if salvaged:
         # In the order of the file, as if nothing had been wrong.
-        order = np.argsort(np.concatenate([indices, [s.element for s in salvaged]]), kind="stable")
+        indices = np.concatenate([indices, np.array([s.element for s in salvaged], np.int64)])
+        order = np.argsort(indices, kind="stable")
+        indices = indices[order]
         images += [s.image for s in salvaged]
         lists += [s.items for s in salvaged]
-        indices = np.concatenate([indices, np.array([s.element for s in salvaged], np.int64)])[
-            order
-        ]
         images = [images[place] for place in order.tolist()]
         lists = [lists[place] for place in order.tolist()]
     items = list(chain.from_iterable(lists))

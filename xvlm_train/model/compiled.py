@@ -1,11 +1,11 @@
 """The parts that torch.compile fuses, and how many graphs that makes.
 
 The image encoder is one graph for each number of images in a batch: two in a run, since both
-streams fill their batches. On a GPU their kernels, over a thousand that a host launches one by one,
-are recorded and replayed. Of the text encoder, packed texts make one graph a kind of layer (text,
-cross-modal, and the last one, with few queries) for any number of tokens. Where texts are grouped
-by length it is the feed-forward part alone, one graph for all layers: the shapes that attention
-sees there follow the lengths of the texts.
+streams fill their batches. With ``compute.cuda_graphs`` its kernels, over a thousand that a host
+launches one by one, are recorded and replayed on a GPU. Of the text encoder, packed texts make one
+graph a kind of layer (text, cross-modal, and the last one, with few queries) for any number of
+tokens. Where texts are grouped by length it is the feed-forward part alone, one graph for all
+layers: the shapes that attention sees there follow the lengths of the texts.
 """
 
 from __future__ import annotations

@@ -85,7 +85,8 @@ class ComputeConfig:
 
     packed: bool | Literal["auto"] = "auto"
     """Texts lie one after the other without padding, and attention is a kernel for any lengths;
-    auto: on GPUs that Triton compiles for. The next three settings are of texts that do not."""
+    auto: on NVIDIA's GPUs from Ampere on, with Triton. The next three settings are of texts that
+    do not."""
     length_groups: int = 8
     """Texts of similar length are computed together, in at most this many groups; 0: one group."""
     length_multiple: int = 0
@@ -109,7 +110,7 @@ class ComputeConfig:
     """Swin's blocks leave out images whose branch stochastic depth drops, instead of multiplying
     the branch by zero."""
     window_kernel: bool = True
-    """Swin's window attention in one kernel, on GPUs that Triton compiles for."""
+    """Swin's window attention in one kernel, where ``packed`` would be automatic."""
     compile: bool = False
     """torch.compile of the image encoder and of the feed-forward parts (:mod:`.compiled`); the
     first steps of a run take minutes, and on a CPU it needs a C++ compiler and gains little."""

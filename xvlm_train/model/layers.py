@@ -1,7 +1,7 @@
 """BERT's layers, post-norm, under Hugging Face's weight names; later ones read images too.
 
 States are one flat row of tokens [T, D], whose texts only attention tells apart: segment by segment
-(:class:`.segments.SegmentCall`) or by packed kernels (:class:`.packing.PackedCall`).
+(:class:`.segments.SegmentCall`) or by packed kernels (:class:`.packed_attention.PackedCall`).
 """
 
 from __future__ import annotations

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, library
 
 from xvlm_train.model import kernels
 
@@ -159,7 +159,7 @@ def _places(starts: Tensor, lengths: Tensor, most: int, end: int) -> tuple[Tenso
     return (starts.long()[:, None] + step).clamp(max=end - 1), step < lengths[:, None]
 
 
-@torch.library.custom_op("xvlm::packed_attention", mutates_args=())
+@library.custom_op("xvlm::packed_attention", mutates_args=())
 def _forward(
     q: Tensor,
     kv: Tensor,
@@ -190,7 +190,7 @@ def _forward(
     return mixed
 
 
-@torch.library.custom_op("xvlm::packed_attention_backward", mutates_args=())
+@library.custom_op("xvlm::packed_attention_backward", mutates_args=())
 def _backward(
     gradient: Tensor,
     q: Tensor,

@@ -34,6 +34,34 @@ def _keys(
 
 
 @triton.jit
+def _row(
+    q,
+    first,
+    query_starts,
+    query_lengths,
+    keys,
+    values,
+    row,
+    channel,
+    WIDTH: tl.constexpr,
+    BLOCK_Q: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    FIRST: tl.constexpr,
+):
+    """Places of a row's queries, which of them there are, they, and the keys and values it sees."""
+    query = tl.arange(0, BLOCK_Q)
+    asked = (query < tl.load(query_lengths + row))[:, None]
+    at = (tl.load(query_starts + row) + query).to(tl.int64)[:, None] * WIDTH + channel
+    queries = tl.load(q + at, mask=asked, other=0.0)
+    if FIRST:
+        own = (tl.arange(0, BLOCK_K) == 0)[:, None]
+        at_first = row.to(tl.int64) * (2 * WIDTH) + channel
+        keys = tl.where(own, tl.load(first + at_first), keys)
+        values = tl.where(own, tl.load(first + at_first + WIDTH), values)
+    return at, asked, queries, keys, values
+
+
+@triton.jit
 def _weights(
     queries,
     keys,
@@ -122,21 +150,14 @@ def forward(
     _, _, keys, values, seen = _keys(
         kv, key_starts, key_lengths, group, channel, WIDTH, BLOCK_K, FIRST
     )
-    own = (tl.arange(0, BLOCK_K) == 0)[:, None]
     number = tl.load(row_starts + group)
     end = tl.load(row_starts + group + 1)
     while number < end:
         row = tl.load(order + number)
-        query = tl.arange(0, BLOCK_Q)
-        asked = (query < tl.load(query_lengths + row))[:, None]
-        at_q = (tl.load(query_starts + row) + query).to(tl.int64)[:, None] * WIDTH + channel
-        queries = tl.load(q + at_q, mask=asked, other=0.0)
-        row_keys = keys
-        row_values = values
-        if FIRST:
-            at_first = row.to(tl.int64) * (2 * WIDTH) + channel
-            row_keys = tl.where(own, tl.load(first + at_first), keys)
-            row_values = tl.where(own, tl.load(first + at_first + WIDTH), values)
+        at_q, asked, queries, row_keys, row_values = _row(
+            q, first, query_starts, query_lengths, keys, values, row, channel,
+            WIDTH, BLOCK_Q, BLOCK_K, FIRST,
+        )  # fmt: skip
         weights = _weights(
             queries, row_keys, seen, mask, mask_rows, row, scale,
             BLOCK_K, MASKED, MASK_WIDTH, PRECISION,
@@ -197,17 +218,11 @@ def backward(
     end = tl.load(row_starts + group + 1)
     while number < end:
         row = tl.load(order + number)
-        query = tl.arange(0, BLOCK_Q)
-        asked = (query < tl.load(query_lengths + row))[:, None]
-        at_q = (tl.load(query_starts + row) + query).to(tl.int64)[:, None] * WIDTH + channel
-        queries = tl.load(q + at_q, mask=asked, other=0.0)
+        at_q, asked, queries, row_keys, row_values = _row(
+            q, first, query_starts, query_lengths, keys, values, row, channel,
+            WIDTH, BLOCK_Q, BLOCK_K, FIRST,
+        )  # fmt: skip
         given = tl.load(gradient + at_q, mask=asked, other=0.0)
-        row_keys = keys
-        row_values = values
-        if FIRST:
-            at_first = row.to(tl.int64) * (2 * WIDTH) + channel
-            row_keys = tl.where(own, tl.load(first + at_first), keys)
-            row_values = tl.where(own, tl.load(first + at_first + WIDTH), values)
         weights = _weights(
             queries, row_keys, seen, mask, mask_rows, row, scale,
             BLOCK_K, MASKED, MASK_WIDTH, PRECISION,
@@ -230,6 +245,7 @@ def backward(
         row_of_keys = tl.dot(tl.trans(of_logits), queries, input_precision=PRECISION)
         row_of_values = tl.dot(tl.trans(used), given, input_precision=PRECISION)
         if FIRST:
+            at_first = row.to(tl.int64) * (2 * WIDTH) + channel
             of_own = tl.sum(tl.where(own, row_of_keys, 0.0), 0)[None, :]
             tl.store(of_first + at_first, of_own.to(queries.dtype))
             of_own = tl.sum(tl.where(own, row_of_values, 0.0), 0)[None, :]

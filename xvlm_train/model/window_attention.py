@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, library
 
 from xvlm_train.model import kernels
 
@@ -56,7 +56,7 @@ def window_attention(qkv: Tensor, bias: Tensor, size: int, shift: int) -> Tensor
     return mixed
 
 
-@torch.library.custom_op("xvlm::window_attention", mutates_args=())
+@library.custom_op("xvlm::window_attention", mutates_args=())
 def _forward(qkv: Tensor, bias: Tensor, size: int, shift: int) -> Tensor:
     from xvlm_train.model import window_kernels
 
@@ -70,7 +70,7 @@ def _forward(qkv: Tensor, bias: Tensor, size: int, shift: int) -> Tensor:
     return mixed
 
 
-@torch.library.custom_op("xvlm::window_attention_backward", mutates_args=())
+@library.custom_op("xvlm::window_attention_backward", mutates_args=())
 def _backward(
     gradient: Tensor, qkv: Tensor, bias: Tensor, size: int, shift: int
 ) -> tuple[Tensor, Tensor]:
