@@ -101,7 +101,7 @@ class Evaluator:
 
     def _encode(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
         """Text states [B, L, D] and mask [B, L]."""
-        ids = [torch.from_numpy(row) for row in self.tokenizer.encode(texts, self.max_tokens)]
+        ids = [torch.tensor(row) for row in self.tokenizer.encode(texts, self.max_tokens)]
         mask = pad_sequence([torch.ones_like(row) for row in ids], batch_first=True)
         padded = pad_sequence(ids, batch_first=True, padding_value=self.tokenizer.pad_id)
         mask, padded = mask.to(self.model.temp.device), padded.to(self.model.temp.device)

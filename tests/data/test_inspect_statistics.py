@@ -18,12 +18,11 @@ from hypothesis import strategies as st
 from tests.data.inspect_manifests import INFO, concept, manifest_of, png, row, write
 from xvlm_data.errors import ManifestError
 from xvlm_data.inspect.concepts import flatten_concepts, locate, spread
+from xvlm_data.inspect.distributions import Frequencies, Histogram
 from xvlm_data.inspect.statistics import (
     AREA_EDGES,
     ASPECT_EDGES,
     COUNT_EDGES,
-    Frequencies,
-    Histogram,
     Statistics,
     collect,
 )

@@ -138,7 +138,7 @@ def test_features_and_boxes_equal_one_item_at_a_time(
             if item.captions:
                 images.append(model.image_features(tokens.cls))
             for text in [*item.captions, *(phrase.text for phrase in item.phrases)]:
-                ids = torch.from_numpy(evaluator.tokenizer.encode([text], 24)[0])[None]
+                ids = torch.tensor(evaluator.tokenizer.encode([text], 24)[0])[None]
                 states = model.encode_text(ids, torch.ones_like(ids))
                 if text in item.captions:
                     texts.append(model.text_features(states[:, 0]))

@@ -1,10 +1,12 @@
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from xvlm_train.data.masking import MaskVocabulary, mask_tokens
+from xvlm_train.data.masking import Masked, MaskVocabulary, draw_chances, mask_tokens
 
 # Ids 0-4 are special, 5-54 start a word, 55-99 continue one.
 CLS, MASK = 2, 4
@@ -18,6 +20,13 @@ def text(lengths: list[int], rng: np.random.Generator) -> np.ndarray:
     for length in lengths:
         ids += [int(rng.integers(5, 55)), *rng.integers(55, 100, length - 1).tolist()]
     return np.array(ids, dtype=np.int64)
+
+
+def mask(ids: np.ndarray, rng: np.random.Generator, **options: Any) -> Masked:
+    """One text alone, without the dimension of texts."""
+    chances = draw_chances(rng, len(ids))
+    found = mask_tokens(ids, np.array([len(ids)]), chances, VOCABULARY, **options)
+    return Masked(found.ids, found.positions[0], found.labels[0])
 
 
 def words_of(ids: np.ndarray) -> list[set[int]]:
@@ -43,7 +52,7 @@ def test_every_text_is_masked_by_the_rules(
     rng = np.random.default_rng(seed)
     ids = text(lengths, rng)
     before = ids.copy()
-    masked = mask_tokens(ids, VOCABULARY, rng, mask_prob=prob, max_masks=max_masks)
+    masked = mask(ids, rng, mask_prob=prob, max_masks=max_masks)
     assert (ids == before).all()
     assert masked.positions.shape == masked.labels.shape == (max_masks,)
 
@@ -67,37 +76,53 @@ def test_every_text_is_masked_by_the_rules(
 
 def test_the_same_generator_gives_the_same_mask() -> None:
     ids = text([1, 2, 3, 1, 1, 2], np.random.default_rng(0))
-    a, b = (mask_tokens(ids, VOCABULARY, np.random.default_rng(7)) for _ in range(2))
+    a, b = (mask(ids, np.random.default_rng(7)) for _ in range(2))
     assert (a.ids == b.ids).all()
     assert (a.positions == b.positions).all()
 
 
-def draws(lengths: list[int], number: int, **options: float) -> list[tuple[np.ndarray, set[int]]]:
+def test_texts_together_are_masked_as_they_are_alone() -> None:
+    rng = np.random.default_rng(3)
+    texts = [text(words, rng) for words in ([1, 2, 3], [], [4, 1, 1, 1, 2, 2, 1, 5, 3], [1])]
+    lengths = np.array([len(ids) for ids in texts])
+    chances = draw_chances(rng, int(lengths.sum()))
+    ends = np.cumsum(lengths)
+    together = mask_tokens(np.concatenate(texts), lengths, chances, VOCABULARY, max_masks=5)
+    assert together.positions.shape == together.labels.shape == (4, 5)
+    for n, (ids, end) in enumerate(zip(texts, ends, strict=True)):
+        own = chances[:, end - len(ids) : end]
+        alone = mask_tokens(ids, lengths[n : n + 1], own, VOCABULARY, max_masks=5)
+        assert (together.ids[end - len(ids) : end] == alone.ids).all()
+        assert (together.positions[n] == alone.positions[0]).all()
+        assert (together.labels[n] == alone.labels[0]).all()
+
+
+def draws(lengths: list[int], number: int, **options: Any) -> list[tuple[np.ndarray, set[int]]]:
     rng = np.random.default_rng(1)
     result = []
     for _ in range(number):
         ids = text(lengths, rng)
-        masked = mask_tokens(ids, VOCABULARY, rng, **options)  # type: ignore[arg-type]
+        masked = mask(ids, rng, **options)
         result.append((ids, set(masked.positions[masked.labels != -100].tolist())))
     return result
 
 
 def test_of_the_chosen_80_percent_are_masked_10_random_10_kept() -> None:
     rng = np.random.default_rng(0)
-    mask = kept = other = 0
+    hidden = kept = other = 0
     for _ in range(2000):
         ids = text([1] * 19, rng)
-        masked = mask_tokens(ids, VOCABULARY, rng)
+        masked = mask(ids, rng)
         places = masked.positions[masked.labels != -100]
-        mask += int((masked.ids[places] == MASK).sum())
+        hidden += int((masked.ids[places] == MASK).sum())
         kept += int((masked.ids[places] == ids[places]).sum())
         changed = (masked.ids[places] != ids[places]) & (masked.ids[places] != MASK)
         other += int(changed.sum())
         assert (masked.ids[places][changed] >= 5).all()
-    total = mask + kept + other
+    total = hidden + kept + other
     assert total == 2000 * 5
     # 10,000 draws: one standard deviation is 0.004 and 0.003. One in 95 random tokens is the same.
-    assert abs(mask / total - 0.8) < 0.016
+    assert abs(hidden / total - 0.8) < 0.016
     assert abs(kept / total - 0.1 - 0.1 / 95) < 0.012
     assert abs(other / total - 0.1 + 0.1 / 95) < 0.012
 
@@ -138,6 +163,6 @@ def test_one_in_five_starts_grows_to_two_or_three_tokens() -> None:
 
 
 def test_a_text_of_cls_alone_has_nothing_to_predict() -> None:
-    masked = mask_tokens(np.array([CLS]), VOCABULARY, np.random.default_rng(0))
+    masked = mask(np.array([CLS]), np.random.default_rng(0))
     assert masked.ids.tolist() == [CLS]
     assert set(masked.labels.tolist()) == {-100}

@@ -247,7 +247,8 @@ def _import(
 ) -> dict[str, Any]:
     from dataclasses import replace
 
-    from xvlm_data.formats.importing import files_of, import_entries
+    from xvlm_data.formats.entries import files_of
+    from xvlm_data.formats.importing import import_entries
 
     if form == "coco":
         return _import_coco(paths, out, options, **running)

@@ -18,12 +18,12 @@ import pyarrow as pa
 
 from xvlm_data import __version__
 from xvlm_data.engines import Engine
-from xvlm_data.errors import UserError
+from xvlm_data.formats.entries import TASK_BYTES, Entry, Format, Piece
 from xvlm_data.images.check import Checked, ImageChecker, ImageRecord
 from xvlm_data.images.decode import Limits
 from xvlm_data.journal import Journal
 from xvlm_data.manifest import open_manifest
-from xvlm_data.records import ANNOTATIONS, CAPTION, IMAGES, KINDS, OBJECT, REGION
+from xvlm_data.records import ANNOTATIONS, IMAGES, KINDS
 from xvlm_data.reformulate import Counts, Reformulator
 from xvlm_data.rejects import RejectsMaker
 from xvlm_data.rules import Rules
@@ -35,99 +35,11 @@ from xvlm_data.write import SHARD_NAME, RejectsWriter, ShardWriter, check_out, m
 
 #: Images that are in memory at once: whichever comes first.
 BLOCK_IMAGES, BLOCK_BYTES = 256, 32 << 20
-#: Bytes of files that are one task together, and one shard.
-TASK_BYTES = 256 << 20
 #: Nothing that is not broken is left out.
 RULES = Rules(min_area=0.0, max_text_overlap=1.0, keep_crowd=False)
 
-KIND_OF = {"image": CAPTION, "region": REGION, "object": OBJECT}
 #: What became of the concepts of one granularity, in the counts of a build.
 _COUNTED = {"image": "caption", "region": "region", "object": "object"}
-
-
-@dataclass
-class Said:
-    """One text of an image.
-
-    Attributes:
-        kind: ``records.CAPTION``, ``REGION`` or ``OBJECT``.
-        text: as it stands.
-        box: (x, y, w, h) from the top left; None of a caption.
-        attributes: of an object.
-        problem: why it cannot be used, where that is known, with what to say of it.
-    """
-
-    kind: int
-    text: str | None = None
-    box: Sequence[float] | None = None
-    attributes: list[str] = field(default_factory=list)
-    problem: str | None = None
-    detail: str | None = None
-
-
-@dataclass
-class Entry:
-    """One image with all that is said of it, or why it cannot be read.
-
-    Attributes:
-        place: in its file, for rejects: a number that the file's own template is filled with.
-        id: of the manifest row.
-        name: of the picture, for people.
-        data: its bytes; None where it is a file below the image root, called ``name``.
-        size: (width, height) of the pixels that boxes refer to; None has the picture tell, turned
-            by its EXIF orientation.
-        source, split: of the row; None for the import's own.
-        said: its texts.
-        problem: why the image cannot be used, where that is known, with what to say of it.
-    """
-
-    place: int
-    id: str
-    name: str = ""
-    data: bytes | None = None
-    size: tuple[int, int] | None = None
-    source: str | None = None
-    split: str | None = None
-    said: list[Said] = field(default_factory=list)
-    problem: str | None = None
-    detail: str | None = None
-
-
-@dataclass(frozen=True)
-class Piece:
-    """A file to be read, or a range of it.
-
-    Attributes:
-        number: of the file.
-        path: of it.
-        start, stop: bytes.
-    """
-
-    number: int
-    path: Path
-    start: int
-    stop: int
-
-
-class Format(Protocol):
-    """How entries are read; picklable."""
-
-    #: How the place of an entry is told, such as ``byte {index}``.
-    place: str
-    #: Whether boxes are in units of their image instead of pixels.
-    normalised_boxes: bool
-
-    def pieces(self, files: Sequence[Path]) -> list[Piece]:
-        """Cut the files into pieces of at most about :data:`TASK_BYTES` where that can be."""
-        ...
-
-    def read(self, piece: Piece) -> Iterator[Entry]:
-        """The entries of a piece.
-
-        Raises:
-            UserError: the file is not what it should be.
-        """
-        ...
 
 
 @dataclass(frozen=True)
@@ -416,36 +328,3 @@ def _tables(entries: Sequence[Entry], part: int) -> tuple[pa.Table, pa.Table, di
     fields = [pa.field("ordinal", pa.int64())]
     fields += [ANNOTATIONS.field(name) for name in columns if name != "ordinal"]
     return images, pa.table(columns, schema=pa.schema(fields)), blobs
-
-
-def files_of(paths: Sequence[Path], suffixes: Sequence[str], what: str) -> list[Path]:
-    """The files that were named, and those in the folders that were, in the order of their names.
-
-    Args:
-        paths: files and folders.
-        suffixes: of the files in folders that are taken; "" of those without one.
-        what: they should be, for people.
-
-    Raises:
-        UserError: there are none.
-    """
-    found: list[Path] = []
-    for path in paths:
-        if path.is_dir():
-            found += sorted(
-                file
-                for file in path.rglob("*")
-                if file.is_file()
-                and not any(part.startswith((".", "_")) for part in file.relative_to(path).parts)
-                and (file.suffix.lower() in suffixes or file.name.endswith(".tar.gz"))
-            )
-        elif path.is_file():
-            found.append(path)
-        else:
-            raise UserError(f"{path}: no such file or folder", "check the path")
-    if not found:
-        raise UserError(
-            f"{paths[0]}: holds no {what}",
-            f"files of {', '.join(s or 'no suffix' for s in suffixes)}",
-        )
-    return found

@@ -23,7 +23,7 @@ from typing import Any
 import msgspec
 
 from xvlm_data.errors import UserError
-from xvlm_data.formats.importing import KIND_OF, Entry, Piece, Said
+from xvlm_data.formats.entries import KIND_OF, Entry, Piece, Said
 from xvlm_data.formats.pictures import picture
 from xvlm_data.formats.staging import Exported, OnBroken, new_folder
 from xvlm_data.images.decode import DEFAULT_LIMITS, ImageError, Limits

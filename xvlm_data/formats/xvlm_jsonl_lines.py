@@ -13,7 +13,7 @@ from typing import Any
 import msgspec
 
 from xvlm_data.errors import UserError
-from xvlm_data.formats.importing import TASK_BYTES, Entry, Piece, Said
+from xvlm_data.formats.entries import TASK_BYTES, Entry, Piece, Said
 from xvlm_data.formats.pictures import stored_size
 from xvlm_data.images.check import is_unsafe
 from xvlm_data.images.decode import DEFAULT_LIMITS, ImageError, Limits, read_bytes

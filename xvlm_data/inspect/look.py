@@ -12,12 +12,13 @@ from pathlib import Path
 from typing import Any
 
 from xvlm_data.inspect.concepts import choose_sample
+from xvlm_data.inspect.distributions import Frequencies
 from xvlm_data.inspect.duplicates import BYTES_LIMIT, Duplicates, find_duplicates
 from xvlm_data.inspect.duplicates import KINDS as DUPLICATES
 from xvlm_data.inspect.expected import expected
 from xvlm_data.inspect.left_out import left_out
 from xvlm_data.inspect.overview import disagreements, mapping, overview
-from xvlm_data.inspect.statistics import Frequencies, Statistics, collect
+from xvlm_data.inspect.statistics import Statistics, collect
 from xvlm_data.inspect.suspicious import KINDS, Suspicious
 from xvlm_data.manifest import Manifest
 from xvlm_data.schema import GRANULARITIES, IMAGE, OBJECT, REGION

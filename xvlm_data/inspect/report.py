@@ -10,8 +10,9 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from xvlm_data.inspect.distributions import Frequencies, Histogram
 from xvlm_data.inspect.overview import mapping
-from xvlm_data.inspect.statistics import Frequencies, Histogram, Statistics
+from xvlm_data.inspect.statistics import Statistics
 from xvlm_data.inspect.validate import RULES, Findings
 from xvlm_data.schema import GRANULARITIES, IMAGE, OBJECT, REGION
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from itertools import chain
 
 import numpy as np
 import numpy.typing as npt
@@ -11,7 +12,7 @@ import torch
 
 from xvlm_train.data.batch import Batch
 from xvlm_train.data.config import DataConfig
-from xvlm_train.data.masking import Ids, mask_tokens
+from xvlm_train.data.masking import Ids, draw_chances, mask_tokens
 from xvlm_train.data.samples import Sample
 from xvlm_train.data.tokenizer import Tokenizer
 from xvlm_train.data.transforms import patch_mask
@@ -61,23 +62,23 @@ def collate(
     if not multi_grained:
         counts = [1] * len(samples)
     texts = [text for s, n in zip(samples, counts, strict=True) for text in s.texts[:n]]
-    ids = tokenizer.encode(texts, config.max_tokens)
-    rngs = [s.rng for s, n in zip(samples, counts, strict=True) for _ in range(n)]
-    masked = [
-        mask_tokens(
-            text_ids,
-            tokenizer.mask_vocabulary,
-            rng,
-            mask_prob=config.mask_prob,
-            max_masks=config.max_masks,
-        )
-        for text_ids, rng in zip(ids, rngs, strict=True)
-    ]
+    encoded = tokenizer.encode(texts, config.max_tokens)
+    lengths = np.fromiter(map(len, encoded), np.int64, len(encoded))
+    ids = np.fromiter(chain.from_iterable(encoded), np.int64, lengths.sum())
+    ends = np.cumsum([0, *counts])
+    tokens = np.diff(np.append(0, np.cumsum(lengths))[ends]).tolist()
+    masked = mask_tokens(
+        ids,
+        lengths,
+        np.concatenate([draw_chances(s.rng, n) for s, n in zip(samples, tokens, strict=True)], 1),
+        tokenizer.mask_vocabulary,
+        mask_prob=config.mask_prob,
+        max_masks=config.max_masks,
+    )
     boxes = np.concatenate([s.boxes[:n] for s, n in zip(samples, counts, strict=True)])
     whole = np.concatenate([s.whole_image[:n] for s, n in zip(samples, counts, strict=True)])
     inside = patch_mask(boxes, grid)
     inside[whole] = True
-    lengths = np.array([len(row) for row in ids])
     total = Counter(skipped or ())
     for sample in samples:
         total.update(sample.skipped)
@@ -88,9 +89,9 @@ def collate(
         patch_mask=torch.from_numpy(inside),
         text_ids=torch.from_numpy(_padded(ids, lengths, tokenizer.pad_id)),
         text_mask=torch.from_numpy((np.arange(lengths.max()) < lengths[:, None]).astype(np.int64)),
-        masked_ids=torch.from_numpy(_padded([m.ids for m in masked], lengths, tokenizer.pad_id)),
-        masked_positions=torch.from_numpy(np.stack([m.positions for m in masked])),
-        masked_labels=torch.from_numpy(np.stack([m.labels for m in masked])),
+        masked_ids=torch.from_numpy(_padded(masked.ids, lengths, tokenizer.pad_id)),
+        masked_positions=torch.from_numpy(masked.positions),
+        masked_labels=torch.from_numpy(masked.labels),
         boxes=torch.from_numpy(boxes),
         whole_image=torch.from_numpy(whole),
         multi_grained=multi_grained,
@@ -98,12 +99,12 @@ def collate(
         skipped=dict(total),
         to_augment={s.record_id: s.to_augment for s in samples if s.to_augment},
         magnitude=config.randaugment_m,
-        fill=len(ids) / (config.max_texts if multi_grained else config.batch_size),
+        fill=len(encoded) / (config.max_texts if multi_grained else config.batch_size),
     )
 
 
-def _padded(rows: Sequence[Ids], lengths: Ids, fill: int) -> Ids:
-    """``[B, longest]``: the rows, one below the other."""
-    out = np.full((len(rows), lengths.max()), fill, dtype=np.int64)
-    out[np.arange(out.shape[1]) < lengths[:, None]] = np.concatenate(rows)
+def _padded(ids: Ids, lengths: Ids, fill: int) -> Ids:
+    """``[B, longest]``: texts that lie one after the other, one below the other."""
+    out = np.full((len(lengths), lengths.max()), fill, dtype=np.int64)
+    out[np.arange(out.shape[1]) < lengths[:, None]] = ids
     return out

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
-Ids = npt.NDArray[np.int64]
+Ids: TypeAlias = npt.NDArray[np.int64]
 
 #: Label of an unused slot: what torch's cross entropy ignores.
 IGNORE = -100
@@ -32,81 +34,106 @@ class MaskVocabulary:
 
 @dataclass(frozen=True, slots=True)
 class Masked:
-    """A masked text. ``positions`` and ``labels`` are ``[max_masks]``; unused slots 0 and -100."""
+    """B masked texts.
+
+    Attributes:
+        ids: ``[T]`` the tokens of all of them, one text after the other.
+        positions: ``[B, max_masks]`` places of the chosen tokens in their text, ascending; unused
+            slots are 0.
+        labels: ``[B, max_masks]`` what stood there; -100 in unused slots.
+    """
 
     ids: Ids
     positions: Ids
     labels: Ids
 
 
+def draw_chances(rng: np.random.Generator, tokens: int) -> npt.NDArray[np.float64]:
+    """``[5, tokens]`` in [0, 1): all that chance has to say about the masks of some texts."""
+    return rng.random((5, tokens))
+
+
 def mask_tokens(
     ids: Ids,
+    lengths: Ids,
+    chances: npt.NDArray[np.float64],
     vocabulary: MaskVocabulary,
-    rng: np.random.Generator,
     *,
     mask_prob: float = 0.25,
     max_masks: int = 8,
 ) -> Masked:
-    """Hide about a quarter of a text's tokens.
+    """Hide about a quarter of the tokens of each text.
 
-    Exactly ``min(max_masks, max(1, round(mask_prob * len(ids))))`` tokens are chosen, or all words
-    where there are fewer. Places are visited in random order; a place takes its whole word, and
-    with 20 % chance the next one or two tokens (and the rest of their words) too. The last word
-    taken is cut at random where the whole of it would be more than that number. Of the chosen
-    tokens 80 % become [MASK], 10 % a random token, 10 % stay.
+    Of L tokens ``min(max_masks, max(1, round(mask_prob * L)))`` are chosen, or all words where
+    there are fewer. Places are visited in random order; a place takes its whole word, and with
+    20 % chance the next one or two tokens (and the rest of their words) too. The last run taken is
+    thinned out at random where the whole of it would be more than that number. Of the chosen tokens
+    80 % become [MASK], 10 % a random token, 10 % stay.
 
     Args:
-        ids: ``[L]`` token ids, [CLS] first, without padding. [CLS] is never chosen.
+        ids: ``[T]`` token ids of B texts one after the other, each with [CLS] first, which is never
+            chosen; without padding.
+        lengths: ``[B]`` tokens of each text, at least 1.
+        chances: ``[5, T]`` from :func:`draw_chances`.
         vocabulary: see :class:`MaskVocabulary`.
-        rng: the only source of chance.
-        mask_prob: share of the tokens, [CLS] counted.
-        max_masks: most tokens chosen, and the number of slots returned.
+        mask_prob: share of a text's tokens, [CLS] counted.
+        max_masks: most tokens chosen of a text, and the number of slots returned.
     """
-    length = len(ids)
-    wanted = min(max_masks, max(1, round(mask_prob * length)), length - 1)
-    # All numbers at once, as Python's: a text is short, and each call of NumPy has its price.
-    order, growth, fates, replacements = rng.random((4, length)).tolist()
+    ends = np.cumsum(lengths)
+    starts = ends - lengths
+    # Texts are short and each call of NumPy has its price, so the choice is made with Python's
+    # numbers, and what becomes of the chosen tokens for all texts at once.
+    order, growth, thinning = chances[:3].tolist()
     continues = vocabulary.continues[ids].tolist()
-    chosen = _choose(continues, wanted, order, growth, rng)
+    chosen: list[int] = []
+    counts: list[int] = []
+    for start, end in zip(starts.tolist(), ends.tolist(), strict=True):
+        length = end - start
+        wanted = min(max_masks, max(1, round(mask_prob * length)), length - 1)
+        own = _choose(start, end, wanted, continues, order, growth, thinning)
+        chosen += own
+        counts.append(len(own))
+    places, text = np.array(chosen, np.int64), np.repeat(np.arange(len(counts)), counts)
+    slots = np.arange(len(places)) - np.repeat(np.cumsum(counts) - counts, counts)
+    shape = (len(counts), max_masks)
+    positions, labels = np.zeros(shape, np.int64), np.full(shape, IGNORE, np.int64)
+    positions[text, slots] = places - starts[text]
+    labels[text, slots] = ids[places]
+    fates, replacements = chances[3:, places]
+    random = vocabulary.random_ids[(replacements * len(vocabulary.random_ids)).astype(np.int64)]
     masked = ids.copy()
-    positions = np.zeros(max_masks, dtype=np.int64)
-    labels = np.full(max_masks, IGNORE, dtype=np.int64)
-    positions[: len(chosen)] = chosen
-    labels[: len(chosen)] = ids[chosen]
-    for place in chosen:
-        if fates[place] < 0.8:
-            masked[place] = vocabulary.mask_id
-        elif fates[place] < 0.9:
-            number = int(replacements[place] * len(vocabulary.random_ids))
-            masked[place] = vocabulary.random_ids[number]
+    masked[places] = np.select(
+        [fates < 0.8, fates < 0.9], [vocabulary.mask_id, random], ids[places]
+    )
     return Masked(masked, positions, labels)
 
 
 def _choose(
-    continues: list[bool],
+    start: int,
+    end: int,
     wanted: int,
-    order: list[float],
-    growth: list[float],
-    rng: np.random.Generator,
+    continues: Sequence[bool],
+    order: Sequence[float],
+    growth: Sequence[float],
+    thinning: Sequence[float],
 ) -> list[int]:
-    """``wanted`` places of a text, ascending; place 0 is [CLS]."""
-    length = len(continues)
+    """``wanted`` places of the text from ``start`` to ``end``, ascending; the first is [CLS]."""
     chosen: set[int] = set()
-    for place in sorted(range(1, length), key=order.__getitem__):
+    for place in sorted(range(start + 1, end), key=order.__getitem__):
         if len(chosen) >= wanted:
             break
         if place in chosen:
             continue
-        start, stop = place, place + 1
+        first, stop = place, place + 1
         if growth[place] < NGRAM_PROB:
-            stop = min(start + (2 if growth[place] < NGRAM_PROB / 2 else 3), length)
-        while start > 1 and continues[start]:
-            start -= 1
-        while stop < length and continues[stop]:
+            stop = min(first + (2 if growth[place] < NGRAM_PROB / 2 else 3), end)
+        while first > start + 1 and continues[first]:
+            first -= 1
+        while stop < end and continues[stop]:
             stop += 1
-        new = [p for p in range(start, stop) if p not in chosen]
+        new = [p for p in range(first, stop) if p not in chosen]
         room = wanted - len(chosen)
         if len(new) > room:
-            new = rng.choice(new, size=room, replace=False).tolist()
+            new = sorted(new, key=thinning.__getitem__)[:room]
         chosen.update(new)
     return sorted(chosen)

@@ -15,7 +15,7 @@ from tokenizers import models, normalizers, pre_tokenizers, trainers
 
 from xvlm_data.errors import UserError
 from xvlm_data.manifest import Manifest
-from xvlm_train.data.masking import Ids, MaskVocabulary
+from xvlm_train.data.masking import MaskVocabulary
 from xvlm_train.data.text import clean_text
 
 PAD, UNK, CLS, SEP, MASK = SPECIALS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
@@ -63,8 +63,8 @@ class Tokenizer:
         random_ids = np.array(sorted(ordinary) or [self.mask_id], dtype=np.int64)
         return MaskVocabulary(self.mask_id, continues, random_ids)
 
-    def encode(self, texts: Sequence[str], max_tokens: int) -> list[Ids]:
-        """Ids of cleaned texts, each ``[1 .. max_tokens]`` with ``[CLS]`` in front, not padded."""
+    def encode(self, texts: Sequence[str], max_tokens: int) -> list[list[int]]:
+        """Ids of cleaned texts, 1 to ``max_tokens`` each with ``[CLS]`` in front, not padded."""
         split = [text.split() for text in texts]
         self._learn(split)
         known = self._words
@@ -73,7 +73,7 @@ class Tokenizer:
             ids = [self.cls_id]
             for word in words:
                 ids += known[word]
-            found.append(np.array(ids[:max_tokens], dtype=np.int64))
+            found.append(ids[:max_tokens])
         return found
 
     def _learn(self, split: Sequence[list[str]]) -> None:
