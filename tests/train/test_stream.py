@@ -1,20 +1,12 @@
 from __future__ import annotations
 
-import math
-import pickle
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import fields, replace
 from pathlib import Path
-from typing import Any
 
-import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from tests.train.small_manifests import (
     boxed,
@@ -25,14 +17,12 @@ from tests.train.small_manifests import (
     write,
 )
 from xvlm_data.errors import UserError
-from xvlm_data.manifest import Manifest, open_manifest
-from xvlm_data.schema import manifest_schema
+from xvlm_data.manifest import Manifest
 from xvlm_train.data.batch import Batch
 from xvlm_train.data.config import DataConfig
 from xvlm_train.data.evaluation import EvalSet, unmistakable_phrases
 from xvlm_train.data.loader import batches
-from xvlm_train.data.order import Mixture, Order, generator
-from xvlm_train.data.rows import COLUMNS, Reads, Row, RowGroup, count_concepts, read_rows
+from xvlm_train.data.rows import COLUMNS, RowGroup
 from xvlm_train.data.stream import Stream
 
 GRID = (2, 2)
@@ -65,240 +55,6 @@ def assert_equal(a: Batch, b: Batch) -> None:
 
 def ids(found: Iterable[Batch]) -> list[str]:
     return [record for batch in found for record in batch.record_ids]
-
-
-# Order
-
-
-def order(
-    counts: Iterable[int], batch: int = 1, *, pool: int = 2, lanes: int = 3, **more: int
-) -> Order:
-    listed = np.array(list(counts), dtype=np.int64)
-    given = {"seed": 0, "stream": 0} | more
-    return Order(listed, batch, pool_groups=pool, lanes=lanes, **given)
-
-
-def epoch_of(order: Order, epoch: int) -> list[tuple[int, int]]:
-    """Every row of an epoch, in the order of steps and slots."""
-    slots = np.arange(order.batch)
-    places = [p for step in range(order.steps) for p in order.places(step, slots).tolist()]
-    return [order.locate(epoch, place) for place in places]
-
-
-@settings(max_examples=60)
-@given(
-    counts=st.lists(st.integers(0, 9), min_size=1, max_size=30).filter(any),
-    pool=st.integers(1, 5),
-    lanes=st.integers(1, 5),
-    share=st.floats(0.01, 1),
-    epoch=st.integers(0, 1000),
-    seed=st.integers(0, 2**40),
-)
-def test_an_epoch_shows_rows_once_and_all_but_what_fills_no_batch(
-    counts: list[int], pool: int, lanes: int, share: float, epoch: int, seed: int
-) -> None:
-    batch = max(1, round(share * sum(counts)))
-    found = order(counts, batch, pool=pool, lanes=lanes, seed=seed)
-    rows = epoch_of(found, epoch)
-    assert len(rows) == len(set(rows)) == sum(counts) // batch * batch
-    assert set(rows) <= {(g, n) for g, count in enumerate(counts) for n in range(count)}
-    # A pool's row groups are those that its rows lie in, and few.
-    for place in range(found.rows):
-        groups = found.groups(epoch, found.pool_of(epoch, place))
-        assert found.locate(epoch, place)[0] in groups
-        assert len(groups) <= pool + 1
-
-
-def test_lanes_cover_wide_batches_too(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("xvlm_train.data.order.LANE_ROWS", 4)
-    found = order([5] * 40, batch=13, pool=2, lanes=3)
-    assert (found.across, found.along) == (3, 3)
-    rows = epoch_of(found, 0)
-    assert len(set(rows)) == len(rows) == 195
-    slots = np.arange(13)
-    lanes = [{found.lane_of(p) for p in found.places(step, slots)} for step in range(6)]
-    # Steps take turns among lanes, and parts of a batch have lanes of their own.
-    assert lanes == [{0, 1, 2}, {3, 4, 5}, {6, 7, 8}] * 2
-
-
-def test_epochs_streams_and_seeds_differ_and_access_is_random() -> None:
-    counts = np.full(10, 4)
-    first = order(counts)
-    orders = [epoch_of(first, epoch) for epoch in range(4)]
-    orders += [epoch_of(order(counts, seed=1), 0), epoch_of(order(counts, stream=1), 0)]
-    assert len({tuple(o) for o in orders}) == 6
-    # Reading backwards from a copy in another process finds the same rows.
-    copy = pickle.loads(pickle.dumps(first))
-    slots = np.arange(1)
-    backwards = [copy.locate(3, int(copy.places(step, slots)[0])) for step in reversed(range(40))]
-    assert backwards[::-1] == orders[3]
-
-
-def test_rows_are_mixed_over_the_groups_of_a_pool_and_only_of_it() -> None:
-    groups = [group for group, _ in epoch_of(order([50] * 8, pool=4, lanes=1), 0)]
-    first, second = set(groups[:200]), set(groups[200:])
-    assert len(first) == len(second) == 4
-    assert not first & second
-    assert len(set(groups[:20])) == 4
-
-
-@settings(max_examples=60)
-@given(
-    counts=st.lists(st.integers(1, 9), min_size=1, max_size=20),
-    batch=st.integers(1, 20),
-    lanes=st.integers(1, 4),
-    data=st.data(),
-)
-def test_stand_ins_are_of_no_slot_of_the_batch_and_of_one_slot_only(
-    counts: list[int], batch: int, lanes: int, data: st.DataObject
-) -> None:
-    found = order(counts, min(batch, sum(counts)), pool=1, lanes=lanes)
-    step = data.draw(st.integers(0, found.steps - 1))
-    own = found.places(step, np.arange(found.batch)).tolist()
-    others = [found.stand_ins(step, slot, 4) for slot in range(found.batch)]
-    listed = [place for places in others for place in places]
-    assert len(set(own + listed)) == len(own) + len(listed)
-    assert all(0 <= place < found.rows for place in listed)
-    if found.rows >= 2 * found.batch:
-        assert all(others)
-
-
-def test_the_generator_depends_on_each_of_its_five_numbers() -> None:
-    base = (1, 0, 2, 3, 4)
-    draws = {generator(*base).integers(2**63)}
-    for i in range(5):
-        changed = tuple(v + (j == i) for j, v in enumerate(base))
-        draws.add(generator(*changed).integers(2**63))
-    assert len(draws) == 6
-    assert generator(*base).integers(2**63) in draws
-
-
-@settings(max_examples=60)
-@given(
-    shares=st.lists(st.floats(0.01, 100), min_size=1, max_size=6),
-    batch=st.integers(1, 200),
-    step=st.integers(0, 10**7),
-)
-def test_every_batch_has_each_source_by_its_share(
-    shares: list[float], batch: int, step: int
-) -> None:
-    wanted = np.array(shares) / sum(shares) * batch
-    mixture = Mixture(np.array(shares), batch)
-    sources, numbers = mixture.slots(step)
-    for s in range(len(shares)):
-        own = np.sort(numbers[sources == s])
-        assert own.tolist() == list(range(len(own)))
-        assert math.floor(wanted[s] - 1e-6) <= len(own) <= mixture.most[s]
-        assert mixture.most[s] <= math.ceil(wanted[s] + 1e-6)
-
-
-def test_shares_are_exact_in_the_long_run_and_in_the_parts_of_a_batch() -> None:
-    shares = np.array([0.61, 0.3, 0.07, 0.02])
-    mixture = Mixture(shares, 12)
-    counts = sum(np.bincount(mixture.slots(k)[0], minlength=4) for k in range(5000))
-    assert counts / 60000 == pytest.approx(shares, abs=1e-4)
-    whole = Mixture(shares, 1024).slots(7)[0]
-    for part in np.split(whole, 8):
-        assert np.abs(np.bincount(part, minlength=4) - 128 * shares).max() <= 2
-
-
-# Rows
-
-
-def texts(row: Row) -> list[str]:
-    return [row.text(k) for k in range(len(row))]
-
-
-def attributes(row: Row) -> list[list[str]]:
-    return [row.attributes(k) for k in range(len(row))]
-
-
-def kinds(row: Row) -> list[str]:
-    return [row.granularity(k) for k in range(len(row))]
-
-
-def test_rows_come_back_as_written(tmp_path: Path) -> None:
-    written = boxed(10)
-    manifest = write(tmp_path / "m.parquet", written, row_group_size=4)
-    for group, start in ((0, 0), (1, 4), (2, 8)):
-        rows = RowGroup(manifest.read_row_group(0, group, COLUMNS))
-        assert len(rows) == min(4, 10 - start)
-        for i in range(len(rows)):
-            got, want = rows.row(i), written[start + i]
-            assert got.id == want["id"]
-            assert got.image["bytes"] == want["image"]["bytes"]
-            assert (got.width, got.height) == (64, 48)
-            assert texts(got) == [c["text"] for c in want["concepts"]]
-            assert attributes(got) == [c["attributes"] for c in want["concepts"]]
-            assert kinds(got) == [c["granularity"] for c in want["concepts"]]
-            assert got.boxes == pytest.approx(np.array([c["box"] for c in want["concepts"]]))
-
-
-def test_nulls_in_a_row_do_not_shift_its_neighbours(tmp_path: Path) -> None:
-    rows = [
-        row(0, [concept("one"), concept("two", (0.1, 0.2, 0.1, 0.2), "region")]),
-        row(1, []) | {"concepts": None},
-        row(2, [concept(None) | {"box": None, "attributes": None}]),
-        row(3, [concept("four", (0.4, 0.4, 0.4, 0.4), "object", ["x"])]),
-    ]
-    group = RowGroup(
-        write(tmp_path / "m.parquet", rows, row_group_size=9).read_row_group(0, 0, COLUMNS)
-    )
-    assert texts(group.row(1)) == []
-    assert texts(group.row(2)) == [""]
-    assert np.isnan(group.row(2).boxes).all()
-    assert attributes(group.row(2)) == [[]]
-    assert texts(group.row(3)) == ["four"]
-    assert group.row(3).boxes == pytest.approx(np.full((1, 4), 0.4))
-    assert attributes(group.row(3)) == [["x"]]
-    assert group.usable(Reads(("region", "object"))).tolist() == [0, 3]
-    assert group.usable(Reads(("image",))).tolist() == [0, 2]
-    assert group.usable(Reads(("object",), ("image",))).tolist() == [0, 2, 3]
-
-
-def test_manifests_of_other_writers_are_read(tmp_path: Path) -> None:
-    loose = pa.struct(
-        [
-            ("box", pa.list_(pa.float32())),
-            ("text", pa.large_string()),
-            ("attributes", pa.large_list(pa.string())),
-            ("granularity", pa.dictionary(pa.int8(), pa.string())),
-        ]
-    )
-    schema = manifest_schema({"name": "loose"})
-    place = schema.get_field_index("concepts")
-    schema = schema.set(place, pa.field("concepts", pa.large_list(loose)))
-    written = boxed(3)
-
-    def read() -> tuple[tuple[int, int, set[str]], RowGroup]:
-        table = pa.Table.from_pylist(written, schema=schema)
-        pq.write_table(table, tmp_path / "m.parquet", use_compliant_nested_type=False)
-        manifest = open_manifest(tmp_path / "m.parquet")
-        return count_concepts(manifest, 0, 0, Reads(("region",))), read_rows(manifest, 0, 0)
-
-    counts, rows = read()
-    assert counts == (3, 12, {"image", "region", "object"})
-    last = written[2]["concepts"]
-    assert rows.row(2).boxes == pytest.approx(np.array([c["box"] for c in last]))
-    assert kinds(rows.row(2)) == [c["granularity"] for c in last]
-    written[1]["concepts"][0]["box"] = [0.5, 0.5]
-    with pytest.raises(UserError, match="breaks the schema"):
-        read()
-
-
-def test_rows_and_texts_are_counted_by_what_is_read(tmp_path: Path) -> None:
-    rows = [*captioned(3), *boxed(2, 3), row(9, [concept("r", (0.5, 0.5, 0.1, 0.1), "region")])]
-    manifest = write(tmp_path / "m.parquet", [*rows, row(10, [])], row_group_size=100)
-
-    def count(*names: str, **more: Any) -> tuple[int, int]:
-        return count_concepts(manifest, 0, 0, Reads(names, **more))[:2]
-
-    assert count("image") == (5, 5)
-    assert count("region") == (3, 5)
-    assert count("region", largest=1) == (3, 3)
-    assert count("region", "object") == (3, 7)
-    assert count("image", otherwise=("region",)) == (6, 6)
-    assert count_concepts(manifest, 0, 0, Reads(("image",)))[2] == {"image", "region", "object"}
 
 
 # Streams
