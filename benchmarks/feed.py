@@ -164,7 +164,7 @@ def _bare(manifest: Manifest, multi: bool) -> Turn:
             cell = {"bytes": Path(cell["path"]).read_bytes(), "path": None}
         if multi:
             box = _scaled(boxes[n % len(boxes)], width, height)
-            crop = crop_around(rng, box, width, height)
+            crop = crop_around(rng.random(4).tolist(), box, width, height)
         else:
             crop = random_resized_crop(rng, width, height, config.min_crop_scale)
         drawn = draw_operations(

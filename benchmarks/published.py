@@ -116,6 +116,6 @@ def image_text(image: Image.Image, rng: np.random.Generator) -> torch.Tensor:
 
 def multi_grained(image: Image.Image, box: Corners, rng: np.random.Generator) -> torch.Tensor:
     """A random crop around a box (corners, pixels), ``[3, 224, 224]`` float32."""
-    crop = crop_around(rng, box, *image.size)
+    crop = crop_around(rng.random(4).tolist(), box, *image.size)
     cropped = _flip(image.crop(crop)).resize((224, 224), Image.Resampling.BICUBIC)
     return torch.as_tensor(_to_float(_augment(cropped, geometric=False, rng=rng)))

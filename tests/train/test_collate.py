@@ -11,11 +11,18 @@ from hypothesis import strategies as st
 
 from tests.train.small_manifests import boxed, captioned, concept, jpeg, row, tokenizer, write
 from xvlm_train.data.batch import Batch
-from xvlm_train.data.collate import collate, texts_per_image
+from xvlm_train.data.collate import collate
 from xvlm_train.data.config import DataConfig
 from xvlm_train.data.order import generator
 from xvlm_train.data.rows import COLUMNS, Row, RowGroup
-from xvlm_train.data.samples import BadRow, Sample, image_text_sample, multi_grained_sample
+from xvlm_train.data.samples import (
+    BadRow,
+    CaptionDraft,
+    ConceptDraft,
+    Draft,
+    Sample,
+    share_budget,
+)
 from xvlm_train.data.stream import Stream
 from xvlm_train.data.transforms import patch_mask
 
@@ -55,24 +62,51 @@ def words(batch: Batch) -> list[str]:
 # The budget
 
 
-@given(st.lists(st.integers(1, 5), min_size=1, max_size=60), st.integers(1, 200))
-def test_the_budget_is_shared_evenly(available: list[int], budget: int) -> None:
-    counts = texts_per_image(available, budget)
+class Counted(Draft):
+    """An image with so many texts."""
+
+    def __init__(self, available: int) -> None:
+        self.available, self.texts = available, ["0"]
+
+    def take(self) -> bool:
+        if len(self.texts) < self.available:
+            self.texts.append(str(len(self.texts)))
+            return True
+        return False
+
+    def sample(self) -> Sample:
+        raise AssertionError
+
+
+@given(st.lists(st.integers(1, 5), min_size=1, max_size=60), st.integers(0, 200))
+def test_the_budget_is_shared_evenly(available: list[int], room: int) -> None:
+    drafts = [Counted(number) for number in available]
+    budget = len(drafts) + room
+    share_budget(drafts, budget)
+    counts = [len(draft.texts) for draft in drafts]
     assert sum(counts) == min(budget, sum(available))
-    assert all(0 <= n <= has for n, has in zip(counts, available, strict=True))
     least = min((n for n, has in zip(counts, available, strict=True) if n < has), default=5)
     assert all(n <= least + 1 for n in counts)
-    if budget >= len(available):
-        assert min(counts) >= 1
 
 
 def test_the_budget_of_the_paper() -> None:
-    counts = texts_per_image([5] * 48, 128)
-    assert sum(counts) == 128
-    assert set(counts) == {2, 3}
+    drafts = [Counted(5) for _ in range(48)]
+    share_budget(drafts, 128)
+    assert sorted(len(draft.texts) for draft in drafts) == [2] * 16 + [3] * 32
 
 
 # Samples of the multi-grained stream
+
+
+def multi_grained_sample(only: Row, config: DataConfig, chance: np.random.Generator) -> Sample:
+    """With all of its concepts that there is room for."""
+    draft = ConceptDraft(only, config, chance)
+    share_budget([draft], 99)
+    return draft.sample()
+
+
+def image_text_sample(only: Row, config: DataConfig, chance: np.random.Generator) -> Sample:
+    return CaptionDraft(only, config, chance).sample()
 
 
 def samples(tmp_path: Path, concepts: list[dict], config: DataConfig, n: int = 100) -> list[Sample]:

@@ -221,8 +221,8 @@ def test_rows_are_mixed_nearly_as_if_all_were_shuffled() -> None:
         order = Order(counts, 128, pool_groups=4, lanes=lanes, seed=0, stream=0)
         groups = []
         for step in range(0, order.steps, 7):
-            places = order.places(step, np.arange(128)).tolist()
-            groups.append([order.locate(0, place)[0] for place in places])
+            places = order.places(step, np.arange(128))
+            groups.append(order.locate(0, places)[0].tolist())
         distinct = np.mean([len(set(g)) for g in groups])
         assert most <= distinct <= 2 * most + 1
         kinds = np.array([np.mean([g < 200 for g in batch]) for batch in groups])
@@ -234,13 +234,16 @@ def test_rows_are_mixed_nearly_as_if_all_were_shuffled() -> None:
 def test_augmentation_on_the_device_is_that_of_the_workers(recipe: Path) -> None:
     settings = {"randaugment_n": 2, "randaugment_prob": 1.0}
     for name in ("image_text", "multi_grained"):
-        here = streams(recipe, **settings)[name].batch(3)
-        there = streams(recipe, augment_on_device=True, **settings)[name].batch(3)
-        assert len(there.to_augment) == len(there.record_ids)
-        assert not torch.equal(here.images, there.images)
-        difference = (here.to("cpu").images - there.to("cpu").images).abs()
-        assert difference.mean() < 0.05
-        assert torch.equal(here.masked_ids, there.masked_ids)
+        augmented = []
+        for step in range(4):  # flat images survive many an operation
+            here = streams(recipe, **settings)[name].batch(step)
+            there = streams(recipe, augment_on_device=True, **settings)[name].batch(step)
+            assert len(there.to_augment) == len(there.record_ids)
+            augmented.append(not torch.equal(here.images, there.images))
+            difference = (here.to("cpu").images - there.to("cpu").images).abs()
+            assert difference.mean() < 0.05
+            assert torch.equal(here.masked_ids, there.masked_ids)
+        assert any(augmented)
 
 
 # Object stores

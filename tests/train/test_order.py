@@ -23,8 +23,13 @@ def order(
 def epoch_of(order: Order, epoch: int) -> list[tuple[int, int]]:
     """Every row of an epoch, in the order of steps and slots."""
     slots = np.arange(order.batch)
-    places = [p for step in range(order.steps) for p in order.places(step, slots).tolist()]
-    return [order.locate(epoch, place) for place in places]
+    places = np.concatenate([order.places(step, slots) for step in range(order.steps)])
+    return pairs(order.locate(epoch, places))
+
+
+def pairs(located: tuple[np.ndarray, np.ndarray]) -> list[tuple[int, int]]:
+    groups, numbers = located
+    return list(zip(groups.tolist(), numbers.tolist(), strict=True))
 
 
 @settings(max_examples=60)
@@ -45,9 +50,11 @@ def test_an_epoch_shows_rows_once_and_all_but_what_fills_no_batch(
     assert len(rows) == len(set(rows)) == sum(counts) // batch * batch
     assert set(rows) <= {(g, n) for g, count in enumerate(counts) for n in range(count)}
     # A pool's row groups are those that its rows lie in, and few.
-    for place in range(found.rows):
-        groups = found.groups(epoch, found.pool_of(epoch, place))
-        assert found.locate(epoch, place)[0] in groups
+    places = np.arange(found.rows)
+    located, pools = found.locate(epoch, places)[0], found.pools_of(epoch, places)
+    for group, number in zip(located.tolist(), pools.tolist(), strict=True):
+        groups = found.groups(epoch, number)
+        assert group in groups
         assert len(groups) <= pool + 1
 
 
@@ -72,7 +79,7 @@ def test_epochs_streams_and_seeds_differ_and_access_is_random() -> None:
     # Reading backwards from a copy in another process finds the same rows.
     copy = pickle.loads(pickle.dumps(first))
     slots = np.arange(1)
-    backwards = [copy.locate(3, int(copy.places(step, slots)[0])) for step in reversed(range(40))]
+    backwards = [pairs(copy.locate(3, copy.places(n, slots)))[0] for n in reversed(range(40))]
     assert backwards[::-1] == orders[3]
 
 

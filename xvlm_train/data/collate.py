@@ -1,4 +1,4 @@
-"""Samples to a batch: which concepts fit, tokens, masks, tensors."""
+"""Samples to a batch: tokens, masks, tensors."""
 
 from __future__ import annotations
 
@@ -18,25 +18,6 @@ from xvlm_train.data.tokenizer import Tokenizer
 from xvlm_train.data.transforms import patch_mask
 
 
-def texts_per_image(available: Sequence[int], budget: int) -> list[int]:
-    """How many of its concepts each image gives to a batch.
-
-    Every image gives one, then every image a second, and so on until the budget is spent: no
-    image is encoded for nothing, and none of its concepts is taken twice.
-
-    Args:
-        available: concepts each image has.
-        budget: most texts of the batch.
-    """
-    counts = [0] * len(available)
-    for turn in range(max(available, default=0)):
-        for i, has in enumerate(available):
-            if has > turn and budget > 0:
-                counts[i] += 1
-                budget -= 1
-    return counts
-
-
 def collate(
     samples: Sequence[Sample],
     images: npt.NDArray[np.uint8],
@@ -53,16 +34,13 @@ def collate(
         samples: at least one; of the image-text stream each has one concept.
         images: ``[I, R, R, 3]``, the pixels of all of them; the batch has them without a copy.
         tokenizer: makes ids of the texts.
-        config: budgets and masking.
+        config: the budget they were chosen by, and masking.
         grid: the model's patches, (rows, columns).
         multi_grained: which stream.
         skipped: what was left out before, by reason; the samples' own counts are added.
     """
-    counts = texts_per_image([len(s.texts) for s in samples], config.max_texts)
-    if not multi_grained:
-        counts = [1] * len(samples)
-    texts = [text for s, n in zip(samples, counts, strict=True) for text in s.texts[:n]]
-    encoded = tokenizer.encode(texts, config.max_tokens)
+    counts = [len(sample.texts) for sample in samples]
+    encoded = tokenizer.encode([text for s in samples for text in s.texts], config.max_tokens)
     lengths = np.fromiter(map(len, encoded), np.int64, len(encoded))
     ids = np.fromiter(chain.from_iterable(encoded), np.int64, lengths.sum())
     ends = np.cumsum([0, *counts])
@@ -75,8 +53,8 @@ def collate(
         mask_prob=config.mask_prob,
         max_masks=config.max_masks,
     )
-    boxes = np.concatenate([s.boxes[:n] for s, n in zip(samples, counts, strict=True)])
-    whole = np.concatenate([s.whole_image[:n] for s, n in zip(samples, counts, strict=True)])
+    boxes = np.concatenate([sample.boxes for sample in samples])
+    whole = np.concatenate([sample.whole_image for sample in samples])
     inside = patch_mask(boxes, grid)
     inside[whole] = True
     total = Counter(skipped or ())

@@ -124,9 +124,9 @@ class Order:
         """The number of the lane that a place lies in."""
         return int(np.searchsorted(self._lanes, place, side="right")) - 1
 
-    def pool_of(self, epoch: int, place: int) -> int:
-        """The number of the pool that a place lies in; pools are read one after the other."""
-        return int(np.searchsorted(self._epoch(epoch)[2], place, side="right"))
+    def pools_of(self, epoch: int, places: Numbers) -> Numbers:
+        """The numbers of the pools that places lie in; pools are read one after the other."""
+        return np.searchsorted(self._epoch(epoch)[2], places, side="right")
 
     def groups(self, epoch: int, pool: int) -> list[int]:
         """The row groups that have to be in memory for a pool."""
@@ -136,15 +136,18 @@ class Order:
         listed: list[int] = groups[first : last + 1].tolist()
         return listed
 
-    def locate(self, epoch: int, place: int) -> tuple[int, int]:
-        """What is at a place after shuffling: (row group, number among its usable rows)."""
+    def locate(self, epoch: int, places: Numbers) -> tuple[Numbers, Numbers]:
+        """What is at places after shuffling: (row groups, numbers among their usable rows)."""
         groups, ends, pools = self._epoch(epoch)
-        pool = int(np.searchsorted(pools, place, side="right"))
-        start = int(pools[pool - 1]) if pool else 0
-        shuffled = start + int(self._pool(epoch, pool)[place - start])
-        number = int(np.searchsorted(ends, shuffled, side="right"))
-        group = int(groups[number])
-        return group, shuffled - int(ends[number]) + int(self.counts[group])
+        own = self.pools_of(epoch, places)
+        shuffled = places.copy()
+        for pool in set(own.tolist()):
+            start = int(pools[pool - 1]) if pool else 0
+            inside = own == pool
+            shuffled[inside] = start + self._pool(epoch, pool)[places[inside] - start]
+        number = np.searchsorted(ends, shuffled, side="right")
+        found = groups[number]
+        return found, shuffled - ends[number] + self.counts[found]
 
     def _epoch_table(self, epoch: int) -> tuple[Numbers, Numbers, Numbers]:
         """The row groups in the epoch's order, and where each of them and each pool ends."""

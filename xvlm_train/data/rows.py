@@ -94,10 +94,10 @@ class Row:
     @property
     def address(self) -> str | None:
         """Where in an object store the image has to be fetched from; None where it need not be."""
-        if self._group.bytes[self._index].is_valid:
+        if self._index not in self._group.remote:
             return None
-        path = self._group.paths[self._index].as_py() or ""
-        return path if "://" in path and not is_web_address(path) else None
+        path: str = self._group.paths[self._index].as_py()
+        return path
 
     def fetched(self, data: bytes) -> None:
         """Take the bytes that lie at :attr:`address`."""
@@ -124,6 +124,7 @@ class RowGroup:
 
     Attributes:
         nbytes: memory it takes.
+        remote: rows whose image has to be fetched from an object store.
     """
 
     def __init__(self, table: pa.Table) -> None:
@@ -131,6 +132,7 @@ class RowGroup:
         self.ids = table["id"].combine_chunks()
         # Not combined to one array, which would copy them all.
         self.bytes, self.paths = (pc.struct_field(table["image"], n) for n in ("bytes", "path"))
+        self.remote = _remote(self.bytes, self.paths)
         self.sizes = np.stack(
             [table[side].to_numpy().astype(np.int64) for side in ("width", "height")], axis=1
         )
@@ -235,6 +237,13 @@ def _kinds(names: pa.Array) -> npt.NDArray[np.int8]:
     places = pc.index_in(names, value_set=pa.array(GRANULARITIES, names.type)).fill_null(-1)
     kinds: npt.NDArray[np.int8] = places.to_numpy(zero_copy_only=False).astype(np.int8)
     return kinds
+
+
+def _remote(data: pa.ChunkedArray, paths: pa.ChunkedArray) -> frozenset[int]:
+    """The rows without bytes whose path is one of an object store."""
+    absent = pc.and_(pc.is_null(data), pc.match_substring(paths, "://"))
+    rows = np.flatnonzero(pc.fill_null(absent, False)).tolist()
+    return frozenset(row for row in rows if not is_web_address(paths[row].as_py()))
 
 
 def _hits_of_rows(

@@ -1,9 +1,16 @@
-"""From one row to what it gives a batch: pixels, concepts that stay true of them, their texts."""
+"""From one row to what it gives a batch: pixels, concepts that stay true of them, their texts.
+
+First come the texts, as many as the batch has room for (:class:`Draft`), and only then the pixels
+(:class:`Sample`): what a batch does not use is neither cleaned nor moved.
+"""
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
+from typing import NamedTuple
 
 import cv2
 import numpy as np
@@ -23,6 +30,9 @@ from xvlm_train.data.transforms import (
     random_resized_crop,
     to_model_boxes,
 )
+
+#: Side of an image whose size nobody knows yet, pixels: enough to tell what a crop will show.
+_NOMINAL = 10_000
 
 #: What is read of a manifest that comes without a recipe, by the two streams.
 CAPTIONS, LOCAL = Reads((IMAGE,)), Reads((REGION, OBJECT))
@@ -61,99 +71,199 @@ class Sample:
     to_augment: list[Drawn] = field(default_factory=list)
 
 
-def image_text_sample(
-    row: Row, config: DataConfig, rng: np.random.Generator, reads: Reads = CAPTIONS
-) -> Sample:
-    """A random text of the row and a random crop of its image.
+class Draft(ABC):
+    """What is going to be shown of a row: texts, and where its crop will be.
+
+    Attributes:
+        texts: cleaned texts so far, at least one, none empty.
+    """
+
+    texts: list[str]
+
+    def take(self) -> bool:
+        """One text more; false where there is none."""
+        return False
+
+    @abstractmethod
+    def sample(self) -> Sample:
+        """The pixels, and what became of the texts.
+
+        Raises:
+            ImageError: the image cannot be read.
+        """
+
+
+class CaptionDraft(Draft):
+    """A random text of the row, and a random crop of its image.
 
     Raises:
         BadRow: no such text with anything in it.
-        ImageError: the image cannot be read.
     """
-    texts = _Texts(row, config)
-    for kinds in (reads.granularities, reads.otherwise):
-        places = _largest(row, row.places(kinds), reads.largest)
-        chosen = texts.first(rng.permutation(places).tolist())
-        if chosen is not None:
-            break
-    else:
-        raise BadRow("empty_text")
-    picture = Picture(row.image, row.width, row.height, config.pixels)
-    crop = random_resized_crop(rng, *picture.size, config.min_crop_scale)
-    crop = picture.aligned(crop, config.image_size)
-    pixels, drawn, _ = _transformed(picture, crop, [texts[chosen]], config, rng, geometric=True)
-    return Sample(
-        record_id=row.id,
-        pixels=pixels,
-        texts=[texts[chosen]],
-        boxes=np.array([WHOLE_IMAGE_BOX], dtype=np.float32),
-        whole_image=np.ones(1, dtype=bool),
-        rng=rng,
-        to_augment=drawn,
-    )
+
+    def __init__(
+        self, row: Row, config: DataConfig, rng: np.random.Generator, reads: Reads = CAPTIONS
+    ) -> None:
+        self._row, self._config, self._rng = row, config, rng
+        texts = _Texts(row, config)
+        for kinds in (reads.granularities, reads.otherwise):
+            places = _largest(row, row.places(kinds), reads.largest)
+            chosen = texts.first(_shuffled(places, rng))
+            if chosen is not None:
+                break
+        else:
+            raise BadRow("empty_text")
+        self.texts = [texts[chosen]]
+
+    def sample(self) -> Sample:
+        """See :class:`Draft`."""
+        config, rng = self._config, self._rng
+        picture = _open(self._row, config)
+        crop = random_resized_crop(rng, *picture.size, config.min_crop_scale)
+        crop = picture.aligned(crop, config.image_size)
+        look = _Look.draw(config, rng, geometric=True)
+        pixels, drawn, _ = look.of(picture, crop, self.texts, config)
+        return Sample(
+            record_id=self._row.id,
+            pixels=pixels,
+            texts=self.texts,
+            boxes=np.array([WHOLE_IMAGE_BOX], dtype=np.float32),
+            whole_image=np.ones(1, dtype=bool),
+            rng=rng,
+            to_augment=drawn,
+        )
 
 
-def multi_grained_sample(
-    row: Row, config: DataConfig, rng: np.random.Generator, reads: Reads = LOCAL
-) -> Sample:
-    """A crop around one random region or object, with the other concepts it still shows.
+class ConceptDraft(Draft):
+    """A crop around one random region or object, with other concepts that it still shows.
 
-    The concept the crop was made for comes first; the rest (at most ``max_concepts`` in all, a
-    random one of the captions among them) follow in random order, so that a batch that has no
-    room for all takes a fair part. With ``distinct_texts``, of equal texts only the first stays.
+    The concept the crop was made for comes first. The rest follow in random order, and among them,
+    at a random place of the first ``max_concepts``, one of the captions. With ``distinct_texts``,
+    of equal texts only the first is taken.
 
     Raises:
         BadRow: no region or object with a box and a text.
-        ImageError: the image cannot be read.
     """
-    places = row.places(reads.granularities, boxed=True)
-    without = len(row.places(reads.granularities)) - len(places)
-    order = rng.permutation(_largest(row, places, reads.largest)).tolist()
-    texts = _Texts(row, config, rng)
-    target = texts.first(order)
-    if target is None:
-        raise BadRow("no_usable_box")
-    picture = Picture(row.image, row.width, row.height, config.pixels)
-    width, height = picture.size
-    crop: Crop = (0, 0, width, height)
-    if rng.random() < config.concept_crop:
-        crop = crop_around(rng, _scaled(row.corners(target), picture.size), width, height)
-    crop = picture.aligned(crop, config.image_size)
 
-    whole = (0, 0, crop[2] - crop[0], crop[3] - crop[1])
-    caption = texts.first(rng.permutation(row.places((IMAGE,))).tolist())
-    boxes: dict[int, Corners] = {}
+    def __init__(
+        self, row: Row, config: DataConfig, rng: np.random.Generator, reads: Reads = LOCAL
+    ) -> None:
+        self._row, self._config, self._rng = row, config, rng
+        places = row.places(reads.granularities, boxed=True)
+        self._without = len(row.places(reads.granularities)) - len(places)
+        self._order = _shuffled(_largest(row, places, reads.largest), rng)
+        self._captions = _shuffled(row.places((IMAGE,)), rng)
+        # All that chance says of the image now: attributes are drawn as texts are taken, and how
+        # many that are depends on the rest of the batch.
+        whole, before, *self._edges = rng.random(6).tolist()
+        self._before_caption = int(before * (config.max_concepts - 1))
+        self._look = _Look.draw(config, rng, geometric=False)
 
-    def shown() -> Iterator[int]:
-        """The target, the caption, and the others of which the crop shows enough."""
-        yield target
+        self._texts = _Texts(row, config, rng)
+        target = self._texts.first(self._order)
+        if target is None:
+            raise BadRow("no_usable_box")
+        self._target, self._caption = target, -1
+        self._cropped = whole < config.concept_crop
+        self._concepts = [target]
+        self.texts = [self._texts[target]]
+        self._candidates = self._others()
+
+    def take(self) -> bool:
+        """See :class:`Draft`."""
+        if len(self.texts) == self._config.max_concepts:
+            return False
+        for k in self._candidates:
+            text = self._texts[k]
+            if text and not (self._config.distinct_texts and text in self.texts):
+                self._concepts.append(k)
+                self.texts.append(text)
+                return True
+        return False
+
+    def _others(self) -> Iterator[int]:
+        """What the crop shows enough of, but for its target."""
+        # The image may know better how large it is; then a box at the limit may be left out later.
+        width, height = self._row.width or _NOMINAL, self._row.height or _NOMINAL
+        x0, y0, x1, y1 = self._crop(width, height)
+        crop = x0 / width, y0 / height, x1 / width, y1 / height
+        others = (
+            k
+            for k in self._order
+            if k != self._target and crop_box(self._row.corners(k), crop) is not None
+        )
+        yield from islice(others, self._before_caption)
+        caption = self._texts.first(self._captions)
         if caption is not None:
-            boxes[caption] = whole
+            self._caption = caption
             yield caption
-        for k in order:
-            box = crop_box(_scaled(row.corners(k), picture.size), crop)
-            if k != target and box is not None:
-                boxes[k] = box
-                yield k
+        yield from others
 
-    # The crop holds all of its target, by rounding a little less.
-    boxes[target] = crop_box(_scaled(row.corners(target), picture.size), crop) or whole
-    first, *others = texts.distinct(shown())
-    chosen = [first, *rng.permutation(others).tolist()] if others else [first]
+    def _crop(self, width: int, height: int) -> Crop:
+        if not self._cropped:
+            return 0, 0, width, height
+        box = _scaled(self._row.corners(self._target), (width, height))
+        return crop_around(self._edges, box, width, height)
 
-    words = [texts[k] for k in chosen]
-    pixels, drawn, flip = _transformed(picture, crop, words, config, rng, geometric=False)
-    broken = {"concept_bad_box": without, "concept_empty_text": texts.empty}
-    return Sample(
-        record_id=row.id,
-        pixels=pixels,
-        texts=words,
-        boxes=to_model_boxes([boxes[k] for k in chosen], *whole[2:], flip),
-        whole_image=np.array([k == caption for k in chosen]),
-        rng=rng,
-        skipped={reason: number for reason, number in broken.items() if number},
-        to_augment=drawn,
-    )
+    def sample(self) -> Sample:
+        """See :class:`Draft`."""
+        picture = _open(self._row, self._config)
+        size = picture.size
+        crop = picture.aligned(self._crop(*size), self._config.image_size)
+        whole = (0, 0, crop[2] - crop[0], crop[3] - crop[1])
+        places: list[int] = []
+        texts: list[str] = []
+        boxes: list[Corners] = []
+        for k, text in zip(self._concepts, self.texts, strict=True):
+            box: Corners | None = whole
+            if k != self._caption:
+                box = crop_box(_scaled(self._row.corners(k), size), crop)
+                if box is None and k == self._target:
+                    box = whole  # the crop holds all of it, by rounding a little less
+            if box is not None:
+                places.append(k)
+                texts.append(text)
+                boxes.append(box)
+        pixels, drawn, flip = self._look.of(picture, crop, texts, self._config)
+        broken = {"concept_bad_box": self._without, "concept_empty_text": self._texts.empty}
+        return Sample(
+            record_id=self._row.id,
+            pixels=pixels,
+            texts=texts,
+            boxes=to_model_boxes(boxes, *whole[2:], flip),
+            whole_image=np.array([k == self._caption for k in places]),
+            rng=self._rng,
+            skipped={reason: number for reason, number in broken.items() if number},
+            to_augment=drawn,
+        )
+
+
+def share_budget(drafts: Sequence[Draft], budget: int) -> None:
+    """Take texts until there are ``budget`` of them, or no more.
+
+    Every image has one; every image that has another takes a second, and so on: no image is encoded
+    for nothing, and none of its concepts is taken twice.
+
+    Args:
+        drafts: of the images of a batch.
+        budget: most texts of the batch.
+    """
+    left = budget - sum(len(draft.texts) for draft in drafts)
+    while left > 0 and drafts:
+        more = []
+        for draft in drafts:
+            if left > 0 and draft.take():
+                left -= 1
+                more.append(draft)
+        drafts = more
+
+
+def _open(row: Row, config: DataConfig) -> Picture:
+    return Picture(row.image, row.width, row.height, config.pixels)
+
+
+def _shuffled(places: npt.NDArray[np.int64], rng: np.random.Generator) -> list[int]:
+    shuffled: list[int] = rng.permutation(places).tolist()
+    return shuffled
 
 
 def _scaled(corners: Corners, size: tuple[int, int]) -> Corners:
@@ -198,20 +308,6 @@ class _Texts:
         """The first of some concepts that has a text."""
         return next((k for k in places if self[k]), None)
 
-    def distinct(self, places: Iterable[int]) -> list[int]:
-        """The first ``max_concepts`` that have a text, of equal ones one if so configured."""
-        chosen: list[int] = []
-        seen: set[str] = set()
-        for k in places:
-            if len(chosen) == self._config.max_concepts:
-                break
-            text = self[k]
-            if not text or (self._config.distinct_texts and text in seen):
-                continue
-            seen.add(text)
-            chosen.append(k)
-        return chosen
-
 
 def _largest(row: Row, places: npt.NDArray[np.int64], count: int | None) -> npt.NDArray[np.int64]:
     if count is None or len(places) <= count:
@@ -220,24 +316,31 @@ def _largest(row: Row, places: npt.NDArray[np.int64], count: int | None) -> npt.
     return places[np.argsort(-areas, kind="stable")[:count]]
 
 
-def _transformed(
-    picture: Picture,
-    crop: Crop,
-    texts: Sequence[str],
-    config: DataConfig,
-    rng: np.random.Generator,
-    *,
-    geometric: bool,
-) -> tuple[Pixels, list[Drawn], bool]:
-    """An aligned crop's pixels, the operations left to the device, and whether it is mirrored."""
-    flip = bool(rng.random() < config.flip)
-    flip = flip and not (config.flip_guard and any(says_direction(text) for text in texts))
-    drawn = draw_operations(
-        rng, count=config.randaugment_n, prob=config.randaugment_prob, geometric=geometric
-    )
-    pixels = picture.square(crop, config.image_size)
-    if flip:
-        pixels = np.asarray(cv2.flip(pixels, 1), dtype=np.uint8)
-    if config.augment_on_device:
-        return pixels, drawn, flip
-    return rand_augment(pixels, drawn, config.randaugment_m), [], flip
+class _Look(NamedTuple):
+    """What chance does to an image's crop.
+
+    Attributes:
+        flip: mirror it, if its texts stay true.
+        operations: of RandAugment.
+    """
+
+    flip: bool
+    operations: list[Drawn]
+
+    @classmethod
+    def draw(cls, config: DataConfig, rng: np.random.Generator, *, geometric: bool) -> _Look:
+        flip = bool(rng.random() < config.flip)
+        count, prob = config.randaugment_n, config.randaugment_prob
+        return cls(flip, draw_operations(rng, count=count, prob=prob, geometric=geometric))
+
+    def of(
+        self, picture: Picture, crop: Crop, texts: Sequence[str], config: DataConfig
+    ) -> tuple[Pixels, list[Drawn], bool]:
+        """An aligned crop's pixels, the operations left to the device, and if it is mirrored."""
+        flip = self.flip and not (config.flip_guard and any(map(says_direction, texts)))
+        pixels = picture.square(crop, config.image_size)
+        if flip:
+            pixels = np.asarray(cv2.flip(pixels, 1), dtype=np.uint8)
+        if config.augment_on_device:
+            return pixels, self.operations, flip
+        return rand_augment(pixels, self.operations, config.randaugment_m), [], flip

@@ -7,10 +7,13 @@ whatever ran before, in whichever process, so loader workers and resuming need n
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
+from itertools import repeat
+from operator import itemgetter
+from typing import NamedTuple
 
 import numpy as np
 
@@ -21,10 +24,17 @@ from xvlm_train.data.batch import Batch
 from xvlm_train.data.collate import collate
 from xvlm_train.data.config import DataConfig
 from xvlm_train.data.entries import Entry, default_reads, find_sources
-from xvlm_train.data.order import SAMPLE, Mixture, Order, generator, turn
+from xvlm_train.data.order import SAMPLE, Mixture, Numbers, Order, generator, turn
 from xvlm_train.data.pools import Key, Lane, Pools
 from xvlm_train.data.rows import Row, RowGroup, read_rows
-from xvlm_train.data.samples import BadRow, Sample, image_text_sample, multi_grained_sample
+from xvlm_train.data.samples import (
+    BadRow,
+    CaptionDraft,
+    ConceptDraft,
+    Draft,
+    Sample,
+    share_budget,
+)
 from xvlm_train.data.tokenizer import Tokenizer
 
 #: Rows tried in the place of one that cannot be used, before the place stays empty.
@@ -34,13 +44,31 @@ FETCHES = 16
 
 
 @dataclass(frozen=True, slots=True)
-class _Slot:
-    """A slot of a batch: its number in its source's part, and the source's step."""
+class _Part:
+    """The slots of a batch that are filled from one source.
+
+    Attributes:
+        source: number of it.
+        epoch, within: which of its steps it is.
+        slots: ``[n]`` of the process's batch.
+        numbers: ``[n]`` of the slots in the source's part of the global batch.
+        places: ``[n]`` of their rows in the source's order.
+    """
 
     source: int
-    number: int
     epoch: int
     within: int
+    slots: Numbers
+    numbers: Numbers
+    places: Numbers
+
+
+class _Slot(NamedTuple):
+    """A slot of a batch: whose it is, its number in that part, and its row's place."""
+
+    part: _Part
+    number: int
+    place: int
 
 
 class Stream:
@@ -138,21 +166,26 @@ class Stream:
             UserError: no row of the batch, nor any that stood in, could be used.
             ManifestError: a manifest changed or broke after it was opened.
         """
-        slots = self._slots(step, rank, world)
         _, orders = self._plan(world)
-        places = self._places(slots, orders)
-        for lane, keys in self._lanes(slots, places, orders).items():
+        parts = self._parts(step, rank, world)
+        for lane, keys in self._lanes(parts, orders).items():
             self._pools.open(lane, keys)
-        first = [self._row(s, p, orders) for s, p in zip(slots, places, strict=True)]
+        slots, first = self._first(parts, orders)
         self._fetch([row for _, row in first])
         skipped: Counter[str] = Counter()
+        drafted = []
+        for rng, slot, (entry, row) in zip(self._chances(len(slots)), slots, first, strict=True):
+            coming = self._drafts(rng, slot, entry, row, orders, skipped)
+            draft = next(coming, None)
+            if draft is not None:
+                drafted.append((draft, coming))
+        if self.multi_grained:
+            share_budget([draft for draft, _ in drafted], self.config.max_texts)
         samples: list[Sample] = []
         side = self.config.image_size
-        images = np.empty((len(slots), side, side, 3), dtype=np.uint8)
-        for rng, slot, place, (entry, row) in zip(
-            self._chances(len(slots)), slots, places, first, strict=True
-        ):
-            sample = self._sample(rng, slot, place, entry, row, orders, skipped)
+        images = np.empty((len(drafted), side, side, 3), dtype=np.uint8)
+        for draft, coming in drafted:
+            sample = _sample(draft, coming, skipped)
             if sample is not None:
                 # At once: they are in the processor's cache, and their memory serves the next.
                 images[len(samples)] = sample.pixels
@@ -178,9 +211,8 @@ class Stream:
 
     def prefetch(self, step: int, rank: int = 0, world: int = 1) -> None:
         """Begin to read, beside other work, the row groups that :meth:`batch` will need."""
-        slots = self._slots(step, rank, world)
         _, orders = self._plan(world)
-        for lane, keys in self._lanes(slots, self._places(slots, orders), orders).items():
+        for lane, keys in self._lanes(self._parts(step, rank, world), orders).items():
             self._pools.prefetch(lane, keys)
 
     def _plan(self, world: int) -> tuple[Mixture, list[Order]]:
@@ -220,45 +252,57 @@ class Stream:
         """A number of its own for the chance of each source of each stream."""
         return 2 * source + self.multi_grained
 
-    def _slots(self, step: int, rank: int, world: int) -> list[_Slot]:
+    def _parts(self, step: int, rank: int, world: int) -> list[_Part]:
         mixture, orders = self._plan(world)
         rows = self.rows_per_step(world)
         sources, numbers = (
-            column[rank * rows : (rank + 1) * rows].tolist() for column in mixture.slots(step)
+            column[rank * rows : (rank + 1) * rows] for column in mixture.slots(step)
         )
-        times = [divmod(step, order.steps) for order in orders]
-        return [_Slot(s, n, *times[s]) for s, n in zip(sources, numbers, strict=True)]
+        parts = []
+        for source in np.unique(sources).tolist():
+            epoch, within = divmod(step, orders[source].steps)
+            slots = np.flatnonzero(sources == source)
+            places = orders[source].places(within, numbers[slots])
+            parts.append(_Part(source, epoch, within, slots, numbers[slots], places))
+        return parts
 
-    def _places(self, slots: Sequence[_Slot], orders: Sequence[Order]) -> list[int]:
-        places = np.empty(len(slots), dtype=np.int64)
-        sources = np.array([slot.source for slot in slots])
-        numbers = np.array([slot.number for slot in slots])
-        for source in np.unique(sources):
-            own = np.flatnonzero(sources == source)
-            within = slots[own[0]].within
-            places[own] = orders[source].places(within, numbers[own])
-        listed: list[int] = places.tolist()
-        return listed
-
-    def _lanes(
-        self, slots: Sequence[_Slot], places: Sequence[int], orders: Sequence[Order]
-    ) -> dict[Lane, list[Key]]:
+    def _lanes(self, parts: Sequence[_Part], orders: Sequence[Order]) -> dict[Lane, list[Key]]:
         """The row groups that some slots' lanes are read from."""
         lanes: dict[Lane, list[Key]] = {}
-        seen = {}
-        for slot, place in zip(slots, places, strict=True):
-            pool = orders[slot.source].pool_of(slot.epoch, place)
-            seen[slot.source, slot.epoch, pool] = place
-        for (source, epoch, pool), place in sorted(seen.items()):
-            keys = [(source, group) for group in orders[source].groups(epoch, pool)]
-            lanes.setdefault((source, epoch, orders[source].lane_of(place)), []).extend(keys)
+        for part in parts:
+            order = orders[part.source]
+            pools, first = np.unique(order.pools_of(part.epoch, part.places), return_index=True)
+            for pool, place in zip(pools.tolist(), part.places[first].tolist(), strict=True):
+                keys = [(part.source, group) for group in order.groups(part.epoch, pool)]
+                lanes.setdefault((part.source, part.epoch, order.lane_of(place)), []).extend(keys)
         return lanes
 
-    def _row(self, slot: _Slot, place: int, orders: Sequence[Order]) -> tuple[Entry, Row]:
-        group, nth = orders[slot.source].locate(slot.epoch, place)
-        entry = self.entries[self.sources[slot.source].groups[group][0]]
-        rows = self._pools.get((slot.source, group))
-        return entry, rows.row(int(rows.usable(entry.reads)[nth]))
+    def _first(
+        self, parts: Sequence[_Part], orders: Sequence[Order]
+    ) -> tuple[list[_Slot], list[tuple[Entry, Row]]]:
+        """The slots of a batch in order, and the rows that are theirs if they can be used."""
+        found: list[tuple[int, _Slot, tuple[Entry, Row]]] = []
+        for part in parts:
+            slots = map(_Slot, repeat(part), part.numbers.tolist(), part.places.tolist())
+            rows = self._rows(part, part.places, orders)
+            found += zip(part.slots.tolist(), slots, rows, strict=True)
+        found.sort(key=itemgetter(0))
+        return [slot for _, slot, _ in found], [row for *_, row in found]
+
+    def _rows(
+        self, part: _Part, places: Numbers, orders: Sequence[Order]
+    ) -> list[tuple[Entry, Row]]:
+        groups, numbers = orders[part.source].locate(part.epoch, places)
+        opened = {}
+        for group in set(groups.tolist()):
+            entry = self.entries[self.sources[part.source].groups[group][0]]
+            rows = self._pools.get((part.source, group))
+            opened[group] = entry, rows, rows.usable(entry.reads)
+        found: list[tuple[Entry, Row]] = []
+        for group, number in zip(groups.tolist(), numbers.tolist(), strict=True):
+            entry, rows, usable = opened[group]
+            found.append((entry, rows.row(int(usable[number]))))
+        return found
 
     def _chances(self, slots: int) -> list[np.random.Generator]:
         """A generator for each slot; its numbers are settled by what is drawn for."""
@@ -266,33 +310,35 @@ class Stream:
             self._generators.append(generator(0, 0, SAMPLE, 0, 0))
         return self._generators[:slots]
 
-    def _sample(
+    def _drafts(
         self,
         rng: np.random.Generator,
         slot: _Slot,
-        place: int,
         entry: Entry,
         row: Row,
         orders: Sequence[Order],
         skipped: Counter[str],
-    ) -> Sample | None:
-        """The sample of one slot of the batch, or of a row that stands in."""
-        make = multi_grained_sample if self.multi_grained else image_text_sample
+    ) -> Iterator[Draft]:
+        """What a slot may show: its own row, and if that cannot be used the ones that stand in."""
+        make = ConceptDraft if self.multi_grained else CaptionDraft
+        part, place = slot.part, slot.place
         stand_ins: list[int] | None = None
         while True:
-            stream = self._stream(slot.source)
-            turn(rng, self.config.seed, stream, SAMPLE, slot.epoch, place)
+            stream = self._stream(part.source)
+            turn(rng, self.config.seed, stream, SAMPLE, part.epoch, place)
             try:
-                return make(row, self.config, rng, entry.reads)
-            except (BadRow, ImageError) as error:
+                draft = make(row, self.config, rng, entry.reads)
+            except BadRow as error:
                 skipped[error.reason] += 1
+            else:
+                yield draft
             if stand_ins is None:
-                order = orders[slot.source]
-                stand_ins = order.stand_ins(slot.within, slot.number, STAND_INS)[::-1]
+                order = orders[part.source]
+                stand_ins = order.stand_ins(part.within, slot.number, STAND_INS)[::-1]
             if not stand_ins:
-                return None
+                return
             place = stand_ins.pop()
-            entry, row = self._row(slot, place, orders)
+            ((entry, row),) = self._rows(part, np.array([place]), orders)
 
     def _fetch(self, rows: Sequence[Row]) -> None:
         """Get images out of an object store, many at once; what fails fails again on its own."""
@@ -312,3 +358,18 @@ class Stream:
         source, number = key
         entry, shard, group = self.sources[source].groups[number]
         return read_rows(self.entries[entry].manifest, shard, group)
+
+
+def _sample(draft: Draft, coming: Iterator[Draft], skipped: Counter[str]) -> Sample | None:
+    """The sample of a draft, or of the first of the coming ones whose image can be read."""
+    while True:
+        try:
+            return draft.sample()
+        except ImageError as error:
+            skipped[error.reason] += 1
+        stand_in = next(coming, None)
+        if stand_in is None:
+            return None
+        while len(stand_in.texts) < len(draft.texts) and stand_in.take():
+            pass
+        draft = stand_in

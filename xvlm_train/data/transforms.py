@@ -53,15 +53,20 @@ def random_resized_crop(
     return x, y, x + max(w, 1), y + max(h, 1)
 
 
-def crop_around(rng: np.random.Generator, box: Corners, width: int, height: int) -> Crop:
-    """A random rectangle that contains the whole of ``box`` (corners, pixels) in the image.
+def crop_around(edges: Sequence[float], box: Corners, width: int, height: int) -> Crop:
+    """A rectangle that contains the whole of ``box`` (corners, pixels) in the image.
 
-    Each side lies uniformly between the box's own and the image's.
+    Args:
+        edges: how far left, top, right and bottom lie between the image's sides and the box's own,
+            or the other way round for the last two; random ones in [0, 1) make all equally likely.
+        box: inside the image.
+        width: of the image, pixels.
+        height: of the image, pixels.
     """
     x0, y0 = min(max(math.floor(box[0]), 0), width - 1), min(max(math.floor(box[1]), 0), height - 1)
     x1, y1 = math.ceil(box[2]), math.ceil(box[3])
     x1, y1 = min(max(x1, x0 + 1), width), min(max(y1, y0 + 1), height)
-    left, top, right, bottom = rng.random(4).tolist()
+    left, top, right, bottom = edges
     return (
         int(left * (x0 + 1)),
         int(top * (y0 + 1)),
@@ -70,8 +75,8 @@ def crop_around(rng: np.random.Generator, box: Corners, width: int, height: int)
     )
 
 
-def crop_box(box: Corners, crop: Crop) -> Corners | None:
-    """A box clipped to a crop and relative to it, in pixels; None if it shows too little of it.
+def crop_box(box: Corners, crop: Corners) -> Corners | None:
+    """A box clipped to a crop and relative to it, in its units; None if it shows too little of it.
 
     That is 50 % of the box's area or less.
     """
