@@ -81,16 +81,21 @@ def mask_tokens(
     """
     ends = np.cumsum(lengths)
     starts = ends - lengths
+    text = np.repeat(np.arange(len(lengths)), lengths)
+    order, growth, thinning, fates, replacements = chances
+    keys = 2 * text + order
+    keys[starts] += 1  # [CLS] comes after all places of its text, and is not visited
+    reach = np.where(growth < NGRAM_PROB, np.where(growth < NGRAM_PROB / 2, 2, 3), 1)
     # Texts are short and each call of NumPy has its price, so the choice is made with Python's
-    # numbers, and what becomes of the chosen tokens for all texts at once.
-    order, growth, thinning = chances[:3].tolist()
+    # numbers, and all before and after it for all texts at once.
+    visits, ahead, thin = np.argsort(keys).tolist(), reach.tolist(), thinning.tolist()
     continues = vocabulary.continues[ids].tolist()
     chosen: list[int] = []
     counts: list[int] = []
     for start, end in zip(starts.tolist(), ends.tolist(), strict=True):
         length = end - start
         wanted = min(max_masks, max(1, round(mask_prob * length)), length - 1)
-        own = _choose(start, end, wanted, continues, order, growth, thinning)
+        own = _choose(visits[start : end - 1], start, end, wanted, ahead, continues, thin)
         chosen += own
         counts.append(len(own))
     places, text = np.array(chosen, np.int64), np.repeat(np.arange(len(counts)), counts)
@@ -109,30 +114,28 @@ def mask_tokens(
 
 
 def _choose(
+    visits: Sequence[int],
     start: int,
     end: int,
     wanted: int,
+    reach: Sequence[int],
     continues: Sequence[bool],
-    order: Sequence[float],
-    growth: Sequence[float],
     thinning: Sequence[float],
 ) -> list[int]:
     """``wanted`` places of the text from ``start`` to ``end``, ascending; the first is [CLS]."""
     chosen: set[int] = set()
-    for place in sorted(range(start + 1, end), key=order.__getitem__):
-        if len(chosen) >= wanted:
+    for place in visits:
+        room = wanted - len(chosen)
+        if room <= 0:
             break
         if place in chosen:
             continue
-        first, stop = place, place + 1
-        if growth[place] < NGRAM_PROB:
-            stop = min(first + (2 if growth[place] < NGRAM_PROB / 2 else 3), end)
+        first, stop = place, min(place + reach[place], end)
         while first > start + 1 and continues[first]:
             first -= 1
         while stop < end and continues[stop]:
             stop += 1
         new = [p for p in range(first, stop) if p not in chosen]
-        room = wanted - len(chosen)
         if len(new) > room:
             new = sorted(new, key=thinning.__getitem__)[:room]
         chosen.update(new)

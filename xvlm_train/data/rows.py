@@ -80,6 +80,11 @@ class Row:
         values, offsets = self._group.index(granularities, boxed)
         return values[offsets[self._index] : offsets[self._index + 1]] - self._start
 
+    def count(self, granularities: tuple[str, ...]) -> int:
+        """The concepts of some granularities, with a box or without."""
+        offsets = self._group.index(granularities, False)[1]
+        return int(offsets[self._index + 1] - offsets[self._index])
+
     @property
     def image(self) -> dict[str, Any]:
         """The ``image`` cell, ``{"bytes": ..., "path": ...}``; the bytes are a view, not a copy."""

@@ -149,12 +149,11 @@ class ConceptDraft(Draft):
     ) -> None:
         self._row, self._config, self._rng = row, config, rng
         places = row.places(reads.granularities, boxed=True)
-        self._without = len(row.places(reads.granularities)) - len(places)
+        self._without = row.count(reads.granularities) - len(places)
         self._order = _shuffled(_largest(row, places, reads.largest), rng)
-        self._captions = _shuffled(row.places((IMAGE,)), rng)
         # All that chance says of the image now: attributes are drawn as texts are taken, and how
         # many that are depends on the rest of the batch.
-        whole, before, *self._edges = rng.random(6).tolist()
+        whole, before, self._first_caption, *self._edges = rng.random(7).tolist()
         self._before_caption = int(before * (config.max_concepts - 1))
         self._look = _Look.draw(config, rng, geometric=False)
 
@@ -164,6 +163,7 @@ class ConceptDraft(Draft):
             raise BadRow("no_usable_box")
         self._target, self._caption = target, -1
         self._cropped = whole < config.concept_crop
+        self._made: tuple[tuple[int, int], Crop] = (0, 0), (0, 0, 0, 0)
         self._concepts = [target]
         self.texts = [self._texts[target]]
         self._candidates = self._others()
@@ -184,7 +184,7 @@ class ConceptDraft(Draft):
         """What the crop shows enough of, but for its target."""
         # The image may know better how large it is; then a box at the limit may be left out later.
         width, height = self._row.width or _NOMINAL, self._row.height or _NOMINAL
-        x0, y0, x1, y1 = self._crop(width, height)
+        x0, y0, x1, y1 = self._crop((width, height))
         crop = x0 / width, y0 / height, x1 / width, y1 / height
         others = (
             k
@@ -192,23 +192,29 @@ class ConceptDraft(Draft):
             if k != self._target and crop_box(self._row.corners(k), crop) is not None
         )
         yield from islice(others, self._before_caption)
-        caption = self._texts.first(self._captions)
+        captions = self._row.places((IMAGE,)).tolist()
+        start = int(self._first_caption * len(captions))
+        caption = self._texts.first(captions[start:] + captions[:start])
         if caption is not None:
             self._caption = caption
             yield caption
         yield from others
 
-    def _crop(self, width: int, height: int) -> Crop:
-        if not self._cropped:
-            return 0, 0, width, height
-        box = _scaled(self._row.corners(self._target), (width, height))
-        return crop_around(self._edges, box, width, height)
+    def _crop(self, size: tuple[int, int]) -> Crop:
+        """The crop of an image of this size (width, height); it is asked for twice."""
+        if size != self._made[0]:
+            crop = 0, 0, *size
+            if self._cropped:
+                box = _scaled(self._row.corners(self._target), size)
+                crop = crop_around(self._edges, box, *size)
+            self._made = size, crop
+        return self._made[1]
 
     def sample(self) -> Sample:
         """See :class:`Draft`."""
         picture = _open(self._row, self._config)
         size = picture.size
-        crop = picture.aligned(self._crop(*size), self._config.image_size)
+        crop = picture.aligned(self._crop(size), self._config.image_size)
         whole = (0, 0, crop[2] - crop[0], crop[3] - crop[1])
         places: list[int] = []
         texts: list[str] = []

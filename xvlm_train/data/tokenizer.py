@@ -66,7 +66,13 @@ class Tokenizer:
     def encode(self, texts: Sequence[str], max_tokens: int) -> list[list[int]]:
         """Ids of cleaned texts, 1 to ``max_tokens`` each with ``[CLS]`` in front, not padded."""
         split = [text.split() for text in texts]
-        self._learn(split)
+        try:
+            return self._looked_up(split, max_tokens)
+        except KeyError:
+            self._learn(split)
+        return self._looked_up(split, max_tokens)
+
+    def _looked_up(self, split: Sequence[list[str]], max_tokens: int) -> list[list[int]]:
         known = self._words
         found = []
         for words in split:
@@ -82,9 +88,8 @@ class Tokenizer:
             self._words.clear()
         known = self._words
         new = list({word for words in split for word in words if word not in known})
-        if new:
-            encodings = self._backend.encode_batch_fast(new, add_special_tokens=False)
-            known.update((word, e.ids) for word, e in zip(new, encodings, strict=True))
+        encodings = self._backend.encode_batch_fast(new, add_special_tokens=False)
+        known.update((word, e.ids) for word, e in zip(new, encodings, strict=True))
 
     def tokens(self, ids: Iterable[int]) -> list[str]:
         """The pieces behind ids, for reading and for Grad-CAM captions."""
