@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.train.small_manifests import boxed, captioned, concept, jpeg, row, tokenizer, write
+from xvlm_data.boxes import cxcywh_to_xyxy
 from xvlm_train.data.batch import Batch
 from xvlm_train.data.collate import collate
 from xvlm_train.data.config import DataConfig
@@ -24,7 +25,7 @@ from xvlm_train.data.samples import (
     share_budget,
 )
 from xvlm_train.data.stream import Stream
-from xvlm_train.data.transforms import patch_mask
+from xvlm_train.data.transforms import patch_mask, to_model_boxes
 
 GRID = (4, 4)
 CONFIG = DataConfig(
@@ -109,6 +110,12 @@ def image_text_sample(only: Row, config: DataConfig, chance: np.random.Generator
     return CaptionDraft(only, config, chance).sample()
 
 
+def model_boxes(sample: Sample) -> np.ndarray:
+    count = len(sample.corners)
+    crops, flips = np.array([sample.crop] * count), np.array([sample.flip] * count)
+    return to_model_boxes(np.array(sample.corners, np.float64), crops, flips)
+
+
 def samples(tmp_path: Path, concepts: list[dict], config: DataConfig, n: int = 100) -> list[Sample]:
     (only,) = read(tmp_path, [row(0, concepts)])
     return [multi_grained_sample(only, config, rng(seed)) for seed in range(n)]
@@ -119,12 +126,12 @@ def test_concepts_are_limited_and_the_caption_is_one_of_them(tmp_path: Path) -> 
     for seed in range(100):
         sample = multi_grained_sample(only, CONFIG, rng(seed))
         assert 1 <= len(sample.texts) <= 5
-        assert sample.whole_image.sum() == 1
+        assert sum(sample.whole_image) == 1
         assert not sample.whole_image[0]
-        assert sample.boxes[sample.whole_image].tolist() == [[0.5, 0.5, 1, 1]]
+        assert model_boxes(sample)[sample.whole_image].tolist() == [[0.5, 0.5, 1, 1]]
         assert len(set(sample.texts)) == len(sample.texts)
     one = multi_grained_sample(only, replace(CONFIG, max_concepts=1), rng(0))
-    assert not one.whole_image.any()
+    assert not any(one.whole_image)
 
 
 def test_every_concept_and_caption_has_its_chance(tmp_path: Path) -> None:
@@ -143,7 +150,7 @@ def test_the_share_of_images_shown_whole_is_a_setting(tmp_path: Path) -> None:
     def whole(share: float) -> float:
         config = replace(CONFIG, concept_crop=share, flip=0)
         drawn = samples(tmp_path, concepts, config, 200)
-        return sum(s.boxes[0].tolist() == [0.5, 0.5, 0.25, 0.25] for s in drawn) / 200
+        return sum(model_boxes(s)[0].tolist() == [0.5, 0.5, 0.25, 0.25] for s in drawn) / 200
 
     assert whole(0.0) == 1
     assert 0.35 < whole(0.5) < 0.65
@@ -172,7 +179,7 @@ def test_equal_texts_of_an_image_are_kept_once_unless_switched_off(tmp_path: Pat
     official = samples(tmp_path, concepts, replace(CONFIG, distinct_texts=False))
     assert any(sample.texts.count("cup") == 3 for sample in official)
     # Even then no concept comes twice: each has a box of its own.
-    assert all(len(np.unique(s.boxes, axis=0)) == len(s.boxes) for s in official)
+    assert all(len(set(s.corners)) == len(s.corners) for s in official)
 
 
 def test_concepts_mostly_outside_the_crop_are_dropped(tmp_path: Path) -> None:
@@ -184,15 +191,11 @@ def test_concepts_mostly_outside_the_crop_are_dropped(tmp_path: Path) -> None:
     counts = {1: 0, 2: 0}
     for sample in samples(tmp_path, concepts, CONFIG, 200):
         counts[len(sample.texts)] += 1
-        corners = np.stack(
-            [
-                sample.boxes[:, :2] - sample.boxes[:, 2:] / 2,
-                sample.boxes[:, :2] + sample.boxes[:, 2:] / 2,
-            ]
-        )
+        boxes = model_boxes(sample)
+        corners = cxcywh_to_xyxy(boxes)
         assert corners.min() >= -1e-6
         assert corners.max() <= 1 + 1e-6
-        assert (sample.boxes[:, 2:] > 0).all()
+        assert (boxes[:, 2:] > 0).all()
     assert min(counts.values()) >= 10
 
 
@@ -218,7 +221,7 @@ def test_boxes_of_a_sample_lie_on_their_pixels(tmp_path: Path) -> None:
     checked = 0
     for seed in range(60):
         sample = multi_grained_sample(only, config, rng(seed))
-        for text, (cx, cy, w, h) in zip(sample.texts, sample.boxes * 128, strict=True):
+        for text, (cx, cy, w, h) in zip(sample.texts, model_boxes(sample) * 128, strict=True):
             channel = sample.pixels[:, :, list(colours).index(text)]
             ys, xs = np.nonzero(channel >= 128)
             found = (xs.min(), ys.min(), xs.max() + 1, ys.max() + 1)

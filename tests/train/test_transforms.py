@@ -13,14 +13,22 @@ from PIL import Image
 from tests.train.small_images import box_in, noise, stored, with_box
 from xvlm_train.data.pixels import Picture, Way
 from xvlm_train.data.transforms import (
+    Corners,
+    Crop,
     crop_around,
-    crop_box,
     eval_pixels,
     normalise,
     patch_mask,
     random_resized_crop,
+    shows,
     to_model_boxes,
 )
+
+
+def model_boxes(boxes: list[Corners], crop: Crop, flip: bool) -> np.ndarray:
+    """Of boxes in the same crop."""
+    crops = np.array([crop] * len(boxes))
+    return to_model_boxes(np.array(boxes), crops, np.array([flip] * len(boxes)))
 
 
 @st.composite
@@ -54,13 +62,12 @@ def test_the_box_moves_with_its_pixels(
     assert picture.size == (width, height)
     crop = crop_around(np.random.default_rng(seed).random(4).tolist(), corners, width, height)
     crop = picture.aligned(crop, side)
-    moved = crop_box(corners, crop)
-    assert moved is not None
+    assert shows(crop, corners)
     crop_width, crop_height = crop[2] - crop[0], crop[3] - crop[1]
     pixels = picture.square(crop, side)
     assert pixels.shape == (side, side, 3)
     image = Image.fromarray(pixels[:, ::-1].copy() if flip else pixels)
-    ((cx, cy, w, h),) = to_model_boxes([moved], crop_width, crop_height, flip) * side
+    ((cx, cy, w, h),) = model_boxes([corners], crop, flip) * side
     # Pixels are whole: half of one at either end, and as much of the source's when enlarged.
     slack = 0.5 + 0.5 * max(side / crop_width, side / crop_height, 1)
     if min(w, h) < 2:  # too thin to reach half of the brightness
@@ -99,17 +106,16 @@ def test_crops_around_a_box_reach_every_place_they_may() -> None:
 )
 def test_a_box_stays_when_more_than_half_of_it_does(cut: int, kept: bool) -> None:
     # A box 100 wide, of which the crop cuts `cut` pixels off at the left.
-    moved = crop_box((20.0, 10.0, 120.0, 60.0), (20 + cut, 0, 200, 100))
-    assert moved == ((0, 10, 100 - cut, 60) if kept else None)
+    assert shows((20 + cut, 0, 200, 100), (20.0, 10.0, 120.0, 60.0)) == kept
 
 
-def test_half_is_measured_by_area_and_what_stays_is_clipped() -> None:
+def test_half_is_measured_by_area() -> None:
     crop = (25, 25, 200, 200)
-    assert crop_box((0, 0, 100, 100), crop) == (0, 0, 75, 75)  # 0.75 * 0.75 = 0.56
-    assert crop_box((60, 60, 80, 80), crop) == (35, 35, 55, 55)
-    assert crop_box((0, 0, 10, 10), crop) is None
-    assert crop_box((0, 0, 100, 100), (30, 30, 200, 200)) is None  # 0.49
-    assert crop_box((50, 50, 50, 60), crop) is None  # no area
+    assert shows(crop, (0, 0, 100, 100))  # 0.75 * 0.75 = 0.56
+    assert shows(crop, (60, 60, 80, 80))
+    assert not shows(crop, (0, 0, 10, 10))
+    assert not shows((30, 30, 200, 200), (0, 0, 100, 100))  # 0.49
+    assert not shows(crop, (50, 50, 50, 60))  # no area
 
 
 @settings(max_examples=200)
@@ -124,28 +130,27 @@ def test_boxes_equal_masks_of_pixels(
     mask = np.zeros((310, 310), dtype=bool)
     mask[box[1] : box[3], box[0] : box[2]] = True
     inside = mask[cut[1] : cut[3], cut[0] : cut[2]]
-    found_box = crop_box((float(box[0]), float(box[1]), float(box[2]), float(box[3])), cut)
-    assert (found_box is not None) == (inside.sum() > 0.5 * mask.sum())
-    if found_box is None:
+    corners = (float(box[0]), float(box[1]), float(box[2]), float(box[3]))
+    shown = shows(cut, corners)
+    assert shown == (inside.sum() > 0.5 * mask.sum())
+    if not shown:
         return
     height, width = inside.shape
     rows, columns = np.nonzero(inside[:, ::-1] if flip else inside)
     expected = (columns.min(), rows.min(), columns.max() + 1, rows.max() + 1)
-    ((cx, cy, w, h),) = to_model_boxes([found_box], width, height, flip).astype(np.float64)
+    ((cx, cy, w, h),) = model_boxes([corners], cut, flip).astype(np.float64)
     got = np.array([cx - w / 2, cy - h / 2, cx + w / 2, cy + h / 2])
     assert got * [width, height, width, height] == pytest.approx(expected, abs=1e-3)
 
 
 def test_model_boxes_of_a_known_case() -> None:
-    box = (10.0, 20.0, 30.0, 40.0)
-    assert (
-        to_model_boxes([box, box], 100, 80, False).tolist()
-        == [pytest.approx([0.2, 0.375, 0.2, 0.25], abs=1e-6)] * 2
-    )
-    assert to_model_boxes([box], 100, 80, True).tolist() == [
-        pytest.approx([0.8, 0.375, 0.2, 0.25], abs=1e-6)
-    ]
-    assert to_model_boxes([], 100, 80, True).shape == (0, 4)
+    # The last two in a crop that begins at (20, 10), from which one of them sticks out.
+    boxes = np.array([(10, 20, 30, 40), (10, 20, 30, 40), (30, 30, 50, 50), (0, 0, 70, 50.0)])
+    crops = np.array([(0, 0, 100, 80)] * 2 + [(20, 10, 120, 90)] * 2)
+    found = to_model_boxes(boxes, crops, np.array([False, True, True, False]))
+    assert found.dtype == np.float32
+    expected = [[0.2, 0.375, 0.2, 0.25], [0.8, 0.375, 0.2, 0.25], [0.8, 0.375, 0.2, 0.25]]
+    assert found == pytest.approx(np.array([*expected, [0.25, 0.25, 0.5, 0.5]]), abs=1e-6)
 
 
 @settings(max_examples=300)

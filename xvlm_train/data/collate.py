@@ -15,7 +15,7 @@ from xvlm_train.data.config import DataConfig
 from xvlm_train.data.masking import Ids, draw_chances, mask_tokens
 from xvlm_train.data.samples import Sample
 from xvlm_train.data.tokenizer import Tokenizer
-from xvlm_train.data.transforms import patch_mask
+from xvlm_train.data.transforms import patch_mask, to_model_boxes
 
 
 def collate(
@@ -53,13 +53,18 @@ def collate(
         mask_prob=config.mask_prob,
         max_masks=config.max_masks,
     )
-    boxes = np.concatenate([sample.boxes for sample in samples])
-    whole = np.concatenate([sample.whole_image for sample in samples])
+    boxes = to_model_boxes(
+        np.array([corners for sample in samples for corners in sample.corners], np.float64),
+        np.repeat(np.array([sample.crop for sample in samples]), counts, axis=0),
+        np.repeat(np.array([sample.flip for sample in samples]), counts),
+    )
+    whole = np.array([is_whole for sample in samples for is_whole in sample.whole_image])
     inside = patch_mask(boxes, grid)
     inside[whole] = True
     total = Counter(skipped or ())
     for sample in samples:
-        total.update(sample.skipped)
+        if sample.skipped:
+            total.update(sample.skipped)
     return Batch(
         # Channels last in memory, as decoders write them.
         images=torch.from_numpy(images).permute(0, 3, 1, 2),

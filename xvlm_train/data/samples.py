@@ -16,7 +16,8 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
-from xvlm_data.schema import IMAGE, OBJECT, REGION, WHOLE_IMAGE_BOX
+from xvlm_data.images.decode import header_size, row_bytes
+from xvlm_data.schema import IMAGE, OBJECT, REGION
 from xvlm_train.data.augment import Drawn, Pixels, draw_operations, rand_augment
 from xvlm_train.data.config import DataConfig
 from xvlm_train.data.pixels import Picture
@@ -26,13 +27,9 @@ from xvlm_train.data.transforms import (
     Corners,
     Crop,
     crop_around,
-    crop_box,
     random_resized_crop,
-    to_model_boxes,
+    shows,
 )
-
-#: Side of an image whose size nobody knows yet, pixels: enough to tell what a crop will show.
-_NOMINAL = 10_000
 
 #: What is read of a manifest that comes without a recipe, by the two streams.
 CAPTIONS, LOCAL = Reads((IMAGE,)), Reads((REGION, OBJECT))
@@ -54,8 +51,10 @@ class Sample:
         record_id: manifest id.
         pixels: ``[R, R, 3]`` uint8.
         texts: K cleaned texts, none empty.
-        boxes: ``[K, 4]`` float32 (cx, cy, w, h) of the transformed image.
-        whole_image: ``[K]`` bool: the text is the image's caption.
+        corners: K boxes, pixels of the image.
+        whole_image: K times whether the text is the image's caption, whose box is the crop.
+        crop: what is shown of the image.
+        flip: whether that is mirrored.
         rng: goes on to choose the masks of the texts.
         skipped: concepts left out because they are broken, by reason.
         to_augment: operations that are left to the device.
@@ -64,8 +63,10 @@ class Sample:
     record_id: str
     pixels: Pixels
     texts: list[str]
-    boxes: npt.NDArray[np.float32]
-    whole_image: npt.NDArray[np.bool_]
+    corners: list[Corners]
+    whole_image: list[bool]
+    crop: Crop
+    flip: bool
     rng: np.random.Generator
     skipped: dict[str, int] = field(default_factory=dict)
     to_augment: list[Drawn] = field(default_factory=list)
@@ -121,13 +122,15 @@ class CaptionDraft(Draft):
         crop = random_resized_crop(rng, *picture.size, config.min_crop_scale)
         crop = picture.aligned(crop, config.image_size)
         look = _Look.draw(config, rng, geometric=True)
-        pixels, drawn, _ = look.of(picture, crop, self.texts, config)
+        pixels, drawn, flip = look.of(picture, crop, self.texts, config)
         return Sample(
             record_id=self._row.id,
             pixels=pixels,
             texts=self.texts,
-            boxes=np.array([WHOLE_IMAGE_BOX], dtype=np.float32),
-            whole_image=np.ones(1, dtype=bool),
+            corners=[crop],
+            whole_image=[True],
+            crop=crop,
+            flip=flip,
             rng=rng,
             to_augment=drawn,
         )
@@ -142,6 +145,7 @@ class ConceptDraft(Draft):
 
     Raises:
         BadRow: no region or object with a box and a text.
+        ImageError: nobody knows how large the image is, and it cannot be read.
     """
 
     def __init__(
@@ -153,7 +157,7 @@ class ConceptDraft(Draft):
         self._order = _shuffled(_largest(row, places, reads.largest), rng)
         # All that chance says of the image now: attributes are drawn as texts are taken, and how
         # many that are depends on the rest of the batch.
-        whole, before, self._first_caption, *self._edges = rng.random(7).tolist()
+        whole, before, self._first_caption, *edges = rng.random(7).tolist()
         self._before_caption = int(before * (config.max_concepts - 1))
         self._look = _Look.draw(config, rng, geometric=False)
 
@@ -162,8 +166,10 @@ class ConceptDraft(Draft):
         if target is None:
             raise BadRow("no_usable_box")
         self._target, self._caption = target, -1
-        self._cropped = whole < config.concept_crop
-        self._made: tuple[tuple[int, int], Crop] = (0, 0), (0, 0, 0, 0)
+        self._size = size = _size(row)
+        self._crop: Crop = (0, 0, *size)
+        if whole < config.concept_crop:
+            self._crop = crop_around(edges, _scaled(row.corners(target), size), *size)
         self._concepts = [target]
         self.texts = [self._texts[target]]
         self._candidates = self._others()
@@ -182,15 +188,9 @@ class ConceptDraft(Draft):
 
     def _others(self) -> Iterator[int]:
         """What the crop shows enough of, but for its target."""
-        # The image may know better how large it is; then a box at the limit may be left out later.
-        width, height = self._row.width or _NOMINAL, self._row.height or _NOMINAL
-        x0, y0, x1, y1 = self._crop((width, height))
+        (x0, y0, x1, y1), (width, height) = self._crop, self._size
         crop = x0 / width, y0 / height, x1 / width, y1 / height
-        others = (
-            k
-            for k in self._order
-            if k != self._target and crop_box(self._row.corners(k), crop) is not None
-        )
+        others = (k for k in self._order if k != self._target and shows(crop, self._row.corners(k)))
         yield from islice(others, self._before_caption)
         captions = self._row.places((IMAGE,)).tolist()
         start = int(self._first_caption * len(captions))
@@ -200,43 +200,23 @@ class ConceptDraft(Draft):
             yield caption
         yield from others
 
-    def _crop(self, size: tuple[int, int]) -> Crop:
-        """The crop of an image of this size (width, height); it is asked for twice."""
-        if size != self._made[0]:
-            crop = 0, 0, *size
-            if self._cropped:
-                box = _scaled(self._row.corners(self._target), size)
-                crop = crop_around(self._edges, box, *size)
-            self._made = size, crop
-        return self._made[1]
-
     def sample(self) -> Sample:
         """See :class:`Draft`."""
         picture = _open(self._row, self._config)
-        size = picture.size
-        crop = picture.aligned(self._crop(size), self._config.image_size)
-        whole = (0, 0, crop[2] - crop[0], crop[3] - crop[1])
-        places: list[int] = []
-        texts: list[str] = []
-        boxes: list[Corners] = []
-        for k, text in zip(self._concepts, self.texts, strict=True):
-            box: Corners | None = whole
-            if k != self._caption:
-                box = crop_box(_scaled(self._row.corners(k), size), crop)
-                if box is None and k == self._target:
-                    box = whole  # the crop holds all of it, by rounding a little less
-            if box is not None:
-                places.append(k)
-                texts.append(text)
-                boxes.append(box)
-        pixels, drawn, flip = self._look.of(picture, crop, texts, self._config)
+        crop = picture.aligned(self._crop, self._config.image_size)
+        pixels, drawn, flip = self._look.of(picture, crop, self.texts, self._config)
         broken = {"concept_bad_box": self._without, "concept_empty_text": self._texts.empty}
         return Sample(
             record_id=self._row.id,
             pixels=pixels,
-            texts=texts,
-            boxes=to_model_boxes(boxes, *whole[2:], flip),
-            whole_image=np.array([k == self._caption for k in places]),
+            texts=self.texts,
+            corners=[
+                crop if k == self._caption else _scaled(self._row.corners(k), self._size)
+                for k in self._concepts
+            ],
+            whole_image=[k == self._caption for k in self._concepts],
+            crop=crop,
+            flip=flip,
             rng=self._rng,
             skipped={reason: number for reason, number in broken.items() if number},
             to_augment=drawn,
@@ -261,6 +241,13 @@ def share_budget(drafts: Sequence[Draft], budget: int) -> None:
                 left -= 1
                 more.append(draft)
         drafts = more
+
+
+def _size(row: Row) -> tuple[int, int]:
+    """(width, height) that the boxes refer to; where the row does not say, the image does."""
+    if row.width > 0 and row.height > 0:
+        return row.width, row.height
+    return header_size(row_bytes(row.image), row.image["path"] or row.id)
 
 
 def _open(row: Row, config: DataConfig) -> Picture:

@@ -328,7 +328,7 @@ class Stream:
             turn(rng, self.config.seed, stream, SAMPLE, part.epoch, place)
             try:
                 draft = make(row, self.config, rng, entry.reads)
-            except BadRow as error:
+            except (BadRow, ImageError) as error:
                 skipped[error.reason] += 1
             else:
                 yield draft

@@ -75,40 +75,32 @@ def crop_around(edges: Sequence[float], box: Corners, width: int, height: int) -
     )
 
 
-def crop_box(box: Corners, crop: Corners) -> Corners | None:
-    """A box clipped to a crop and relative to it, in its units; None if it shows too little of it.
-
-    That is 50 % of the box's area or less.
-    """
-    left, top, right, bottom = crop
+def shows(crop: Corners, box: Corners) -> bool:
+    """Whether a crop shows more than 50 % of a box's area; both in the same units."""
     x0, y0, x1, y1 = box
     least = MIN_VISIBLE * (x1 - x0) * (y1 - y0)
-    x0, y0 = max(x0, left), max(y0, top)
-    x1, y1 = min(x1, right), min(y1, bottom)
-    if x1 <= x0 or y1 <= y0 or (x1 - x0) * (y1 - y0) <= least:
-        return None
-    return x0 - left, y0 - top, x1 - left, y1 - top
+    width, height = min(x1, crop[2]) - max(x0, crop[0]), min(y1, crop[3]) - max(y0, crop[1])
+    return width > 0 and height > 0 and width * height > least
 
 
 def to_model_boxes(
-    boxes: Sequence[Corners], width: int, height: int, flip: bool
+    boxes: npt.NDArray[np.float64], crops: npt.NDArray[np.integer], flips: npt.NDArray[np.bool_]
 ) -> npt.NDArray[np.float32]:
-    """Corners in pixels of a ``width`` x ``height`` crop to ``[N, 4]`` (cx, cy, w, h) in [0, 1].
+    """Boxes of images to those of crops, ``[N, 4]`` (cx, cy, w, h) in [0, 1].
 
     The resize to the model's square needs no more: it leaves relative boxes as they are.
 
     Args:
-        boxes: N corners inside the crop.
-        width: of the crop, pixels.
-        height: of the crop, pixels.
-        flip: whether the crop is mirrored left to right.
+        boxes: ``[N, 4]`` corners, pixels; each is cut to its crop, which shows some of it.
+        crops: ``[N, 4]`` corners, pixels.
+        flips: ``[N]`` whether the crop is mirrored left to right.
     """
-    found = []
-    for x0, y0, x1, y1 in boxes:
-        centre = (x0 + x1) / 2 / width
-        across = 1 - centre if flip else centre
-        found.append((across, (y0 + y1) / 2 / height, (x1 - x0) / width, (y1 - y0) / height))
-    return np.array(found, dtype=np.float32).reshape(-1, 4)
+    origins, sides = crops[:, :2], crops[:, 2:] - crops[:, :2]
+    low = (np.maximum(boxes[:, :2], origins) - origins) / sides
+    high = (np.minimum(boxes[:, 2:], crops[:, 2:]) - origins) / sides
+    centres = (low + high) / 2
+    centres[:, 0] = np.where(flips, 1 - centres[:, 0], centres[:, 0])
+    return np.concatenate([centres, high - low], axis=1, dtype=np.float32)
 
 
 def to_pixels(image: Image.Image) -> npt.NDArray[np.uint8]:
