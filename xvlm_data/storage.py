@@ -12,6 +12,9 @@ from typing import Any, TypeAlias
 #: has pathlib's methods without being one of its classes.
 AnyPath: TypeAlias = Path
 
+#: Protocols of stores whose paths begin with a bucket.
+_BUCKETED = ("s3", "s3a", "gs", "gcs", "az", "abfs", "abfss")
+
 
 def as_path(spec: str | AnyPath) -> AnyPath:
     """A path from what a person wrote; anything with ``://`` is an fsspec URL."""
@@ -29,6 +32,18 @@ def is_local(path: AnyPath) -> bool:
     """Whether a path lies in this machine's file system."""
     found: object = path
     return isinstance(found, Path)
+
+
+def missing_bucket(path: AnyPath) -> str | None:
+    """The bucket of an object store that a path lies in, if there is none of that name.
+
+    Making a folder would make the bucket too, so that a slip of the pen would not be noticed.
+    """
+    remote: Any = path
+    if is_local(path) or remote.protocol not in _BUCKETED:
+        return None
+    bucket: str = remote.path.lstrip("/").split("/")[0]
+    return None if remote.fs.exists(bucket) else bucket
 
 
 def write_bytes(path: AnyPath, data: bytes) -> None:

@@ -22,7 +22,7 @@ from xvlm_data.errors import UserError
 from xvlm_data.manifest import REJECTS_NAME, SUMMARY_NAME
 from xvlm_data.publish.croissant import CROISSANT_NAME, write_croissant
 from xvlm_data.schema import REJECTS
-from xvlm_data.storage import AnyPath, is_local, read_json, write_json
+from xvlm_data.storage import AnyPath, is_local, missing_bucket, read_json, write_json
 
 SHARD_NAME = "manifest-{:05d}.parquet"
 
@@ -191,8 +191,11 @@ def check_out(out: AnyPath, name: str, *, force: bool) -> None:
     """Refuse to write where something else lies.
 
     Raises:
-        UserError: ``out`` is a file, or a folder with other content than a manifest of ``name``.
+        UserError: ``out`` is a file, or a folder with other content than a manifest of ``name``; or
+            it lies in a bucket that does not exist.
     """
+    if bucket := missing_bucket(out):
+        raise UserError(f"{bucket}: no such bucket", "check its name in --out, or make it first")
     if out.exists() and not out.is_dir():
         raise UserError(f"{out}: a file, but a manifest is a folder", "give another --out")
     if force or not out.is_dir() or not any(out.iterdir()):

@@ -260,3 +260,10 @@ def test_a_release_that_is_not_there_is_one_clear_line(store: dict[str, str], ro
     assert done.returncode == 2, done
     (line,) = done.stderr.strip().splitlines()
     assert line.startswith(f"error: {root}: no such folder")
+
+
+def test_a_bucket_that_is_not_there_is_not_made(files: Any, releases: Path) -> None:
+    with pytest.raises(UserError, match="typo: no such bucket.*check its name"):
+        build_there("cc3m", str(releases / "cc3m"), "s3://typo/cc3m", images="url")
+    files.invalidate_cache()
+    assert sorted(files.ls("")) == ["out", "raw"]
