@@ -263,7 +263,7 @@ def test_a_release_that_is_not_there_is_one_clear_line(store: dict[str, str], ro
 
 
 def test_a_bucket_that_is_not_there_is_not_made(files: Any, releases: Path) -> None:
-    with pytest.raises(UserError, match="typo: no such bucket.*check its name"):
+    with pytest.raises(UserError, match=r"typo: no such bucket.*check its name"):
         build_there("cc3m", str(releases / "cc3m"), "s3://typo/cc3m", images="url")
     files.invalidate_cache()
     assert sorted(files.ls("")) == ["out", "raw"]
