@@ -98,18 +98,16 @@ def mask_tokens(
         own = _choose(visits[start : end - 1], start, end, wanted, ahead, continues, thin)
         chosen += own
         counts.append(len(own))
-    places, text = np.array(chosen, np.int64), np.repeat(np.arange(len(counts)), counts)
+    places = np.array(chosen, np.int64)
+    was, fate, of = ids[places], fates[places], text[places]
     slots = np.arange(len(places)) - np.repeat(np.cumsum(counts) - counts, counts)
-    shape = (len(counts), max_masks)
+    shape = (len(lengths), max_masks)
     positions, labels = np.zeros(shape, np.int64), np.full(shape, IGNORE, np.int64)
-    positions[text, slots] = places - starts[text]
-    labels[text, slots] = ids[places]
-    fates, replacements = chances[3:, places]
-    random = vocabulary.random_ids[(replacements * len(vocabulary.random_ids)).astype(np.int64)]
+    positions[of, slots], labels[of, slots] = places - starts[of], was
+    among = (replacements[places] * len(vocabulary.random_ids)).astype(np.int64)
+    random = vocabulary.random_ids[among]
     masked = ids.copy()
-    masked[places] = np.select(
-        [fates < 0.8, fates < 0.9], [vocabulary.mask_id, random], ids[places]
-    )
+    masked[places] = np.select([fate < 0.8, fate < 0.9], [vocabulary.mask_id, random], was)
     return Masked(masked, positions, labels)
 
 
