@@ -10,16 +10,15 @@ import errno
 import gc
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
 import pyarrow as pa
 
 from xvlm_data import __version__, reading
+from xvlm_data.build_options import BuildOptions
 from xvlm_data.engines import Engine
 from xvlm_data.errors import UserError
-from xvlm_data.images.check import Check, ImageChecker
-from xvlm_data.images.decode import Limits
+from xvlm_data.images.check import ImageChecker
 from xvlm_data.journal import Journal
 from xvlm_data.leaks.exclusion import Evaluated, looked_at, stamp
 from xvlm_data.raw.files import check_root
@@ -27,7 +26,7 @@ from xvlm_data.reading import Records
 from xvlm_data.records import KINDS
 from xvlm_data.reformulate import Counts, Reformulator
 from xvlm_data.rejects import RejectsMaker
-from xvlm_data.rules import FILTERS, KEEP_ALL, Rules
+from xvlm_data.rules import FILTERS
 from xvlm_data.schema import FIELDS, SIZES_KNOWN, SIZES_UNKNOWN, manifest_schema
 from xvlm_data.shard import (
     SHARDS_FOLDER,
@@ -40,61 +39,10 @@ from xvlm_data.sources import Request, Source, get_source
 from xvlm_data.sources.base import OpenProgress
 from xvlm_data.spill import close_spills
 from xvlm_data.storage import AnyPath, is_local
-from xvlm_data.text import SlashedNames
 from xvlm_data.write import RejectsWriter, check_out, move_into_place
 
 #: The journal's folder, inside the manifest's.
 JOURNAL_NAME = ".building"
-
-
-@dataclass(frozen=True)
-class BuildOptions:
-    """Everything that decides what a build gives; stored in the manifest.
-
-    Attributes:
-        images: ``reference`` stores paths, ``embed`` the encoded bytes, ``url`` addresses.
-        rules: the filters; None for the source's own: the paper's, or for evaluation sets none.
-        slashed_names: form of category names with alternatives.
-        exclude: evaluation files whose images are left out; None looks beside the root.
-        exclude_images: evaluation images that are left out by content: manifests, or folders.
-        exclude_distance: of 64 bits, how many may differ in pictures that look alike; None leaves
-            looks alone, and compares bytes and pixels.
-        keep_leaks: leave nothing out.
-        check: how closely images are looked at.
-        limits: what an image may cost.
-        shard_rows: images of the release a shard, so at most as many rows a file.
-        shortest_side: with ``embed``: make images smaller, to this shortest side.
-        quality: of the JPEG that is then written.
-    """
-
-    images: Literal["reference", "embed", "url"] = "reference"
-    rules: Rules | None = None
-    slashed_names: SlashedNames = "first"
-    exclude: tuple[AnyPath, ...] | None = None
-    exclude_images: tuple[str, ...] = ()
-    exclude_distance: int | None = None
-    keep_leaks: bool = False
-    check: Check = "decode"
-    limits: Limits = field(default_factory=Limits)
-    shard_rows: int = 5_000
-    shortest_side: int | None = None
-    quality: int = 90
-
-    def rules_for(self, source: Source) -> Rules:
-        """The rules of a build of this source."""
-        return self.rules or (KEEP_ALL if source.evaluation else Rules())
-
-    @property
-    def compares_images(self) -> bool:
-        """Whether images are held against evaluation images."""
-        return bool(self.exclude_images) and not self.keep_leaks
-
-    def to_dict(self, source: Source) -> dict[str, Any]:
-        """JSON-ready, the same wherever the build runs."""
-        values = asdict(self) | {"rules": asdict(self.rules_for(source))}
-        values["exclude"] = None if self.exclude is None else [str(path) for path in self.exclude]
-        values["exclude_images"] = list(self.exclude_images)
-        return values
 
 
 class Progress(Protocol):

@@ -188,7 +188,8 @@ def build_command(
     from xvlm_data.lean import make_lean
 
     make_lean()
-    from xvlm_data.build import BuildOptions, build
+    from xvlm_data.build import build
+    from xvlm_data.build_options import BuildOptions
     from xvlm_data.console import Bars, stdout
     from xvlm_data.images.decode import Limits
     from xvlm_data.sources import get_source

@@ -24,7 +24,8 @@ from PIL import Image
 import xvlm_data.tasks  # noqa: F401
 from tests.data.raw_releases import Silent
 from xvlm_data import reading
-from xvlm_data.build import BuildOptions, build
+from xvlm_data.build import build
+from xvlm_data.build_options import BuildOptions
 from xvlm_data.engines import open_engine
 from xvlm_data.raw import json_arrays
 from xvlm_data.sources import get_source

@@ -11,7 +11,8 @@ from typing import Any
 import pyarrow.parquet as pq
 from PIL import Image
 
-from xvlm_data.build import BuildOptions, build
+from xvlm_data.build import build
+from xvlm_data.build_options import BuildOptions
 from xvlm_data.engines import open_engine
 from xvlm_data.manifest import open_manifest
 

@@ -14,7 +14,8 @@ import hashlib, json, os, shutil, sys
 from contextlib import nullcontext
 from pathlib import Path
 
-from xvlm_data.build import BuildOptions, build
+from xvlm_data.build import build
+from xvlm_data.build_options import BuildOptions
 from xvlm_data.engines import Inline
 from xvlm_data.errors import UserError
 

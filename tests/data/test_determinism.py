@@ -12,7 +12,8 @@ from tests.data import engine_tasks
 from tests.data.raw_releases import Silent
 from tests.data.test_build import mixed_coco
 from xvlm_data import reading
-from xvlm_data.build import BuildOptions, build
+from xvlm_data.build import build
+from xvlm_data.build_options import BuildOptions
 from xvlm_data.engines import Engine, Inline, Processes, open_engine
 from xvlm_data.errors import UserError
 from xvlm_data.raw import json_arrays

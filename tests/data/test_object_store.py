@@ -20,7 +20,8 @@ from tests.data.object_store import object_store
 from tests.data.raw_releases import Silent, build_all
 from tests.data.test_build import mixed_coco
 from xvlm_data import journal, reading
-from xvlm_data.build import BuildOptions, build
+from xvlm_data.build import build
+from xvlm_data.build_options import BuildOptions
 from xvlm_data.engines import open_engine
 from xvlm_data.errors import UserError
 from xvlm_data.journal import Journal

@@ -272,7 +272,8 @@ def _import(
 
 
 def _import_coco(paths: list[Path], out: Path, options: Any, **running: Any) -> dict[str, Any]:
-    from xvlm_data.build import BuildOptions, build
+    from xvlm_data.build import build
+    from xvlm_data.build_options import BuildOptions
     from xvlm_data.formats.coco_source import CocoFiles, annotation_files
     from xvlm_data.formats.importing import RULES
 
