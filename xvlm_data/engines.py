@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import os
 import socket
+import sys
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import AbstractContextManager, suppress
+from contextlib import AbstractContextManager, redirect_stdout, suppress
 from dataclasses import dataclass
 from itertools import chain, islice
 from typing import Any, Generic, Protocol, TypeVar
@@ -202,6 +203,8 @@ class Ray:
         self._ray = ray
         self._address = address
         self.workers = workers or 0
+        # Ray prints what its workers died of to standard output, which is for the answer alone.
+        self._aside = redirect_stdout(sys.stderr)
 
     def __enter__(self) -> Ray:
         ray = self._ray
@@ -222,11 +225,13 @@ class Ray:
                     "check --address, and `ray status`",
                 ) from error
         self.workers = self.workers or int(ray.cluster_resources().get("CPU", 1))
+        self._aside.__enter__()
         return self
 
     def __exit__(self, *_: object) -> None:
         with suppress(Exception):
             self._ray.shutdown()
+        self._aside.__exit__(None, None, None)
 
     def map(self, function: Callable[[T], R], tasks: Iterable[T]) -> Iterator[R]:
         """See :class:`Engine`."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -149,9 +151,6 @@ def test_ray_keeps_what_engines_promise(tmp_path: Path, ray: Engine) -> None:
 @pytest.mark.ray
 def test_a_cluster_that_is_not_there_is_one_clear_line() -> None:
     pytest.importorskip("ray")
-    import subprocess
-    import sys
-
     code = (
         "from xvlm_data.engines import open_engine; from xvlm_data.errors import UserError\n"
         "try:\n    open_engine('ray', 2, '127.0.0.1:1').__enter__()\n"
@@ -161,3 +160,25 @@ def test_a_cluster_that_is_not_there_is_one_clear_line() -> None:
         [sys.executable, "-c", code], capture_output=True, text=True, timeout=120, cwd=Path.cwd()
     )
     assert done.stdout.startswith("told: no Ray cluster at 127.0.0.1:1"), done
+
+
+@pytest.mark.ray
+def test_standard_output_is_for_the_answer_alone(tmp_path: Path) -> None:
+    pytest.importorskip("ray")
+    program = (
+        "import sys, time\n"
+        "from pathlib import Path\n"
+        "from tests.data import engine_tasks\n"
+        "from xvlm_data.engines import open_engine\n"
+        "with open_engine('ray', 2) as engine:\n"
+        "    tasks = [(n, Path(sys.argv[1])) for n in range(4)]\n"
+        "    found = list(engine.map(engine_tasks.dies_once, tasks))\n"
+        "    time.sleep(2)  # Ray tells of the dead a little later\n"
+        "print(found)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program, tmp_path / "died"], capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "died").exists()
+    assert done.stdout == "[0, 1, 2, 3]\n"
