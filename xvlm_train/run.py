@@ -310,6 +310,8 @@ class Run:
         return first
 
     def _save(self, step: int, loop: dict[str, Any]) -> None:
+        if self.sharded:
+            sharding.copy_buffers_from_main(self.model)
         tensors, shared = model_tensors(self.model)
         parts = {MODEL: tensors}
         # The optimiser's own tensors are this rank's; its checkpoint's are parts of a whole.

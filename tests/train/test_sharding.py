@@ -23,6 +23,10 @@ STEPS = 20
 WHOLE = [*SETTINGS, "train.save_every=10", "optim.ema=0.5", "optim.eps=1e-3"]
 SHARDED = [*WHOLE, "train.sharding=fsdp"]
 PACKED = ["compute.packed=yes"]  # as on GPUs
+CONVOLUTIONS = [
+    "model.vision.name=resnet10t",
+    "model.vision.kwargs={output_stride: 16, channels: [8, 8, 16, 16], stem_width: 8}",
+]
 LOW = ["train.sharding_dtype=bf16", "train.precision=bf16"]
 
 
@@ -40,6 +44,7 @@ def runs(data: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path
     """Equal runs, whole and sharded, and the sharded one resumed at its half."""
     folder = tmp_path_factory.mktemp("runs")
     names = ("whole", "sharded", "resumed", "thrifty", "low", "packed", "packed_sharded")
+    names += ("convolutions", "convolutions_sharded")
     found = {name: folder / name for name in names}
     val = ("--val-manifest", str(data / "val.parquet"), "--steps", str(STEPS))
     half = found["sharded"] / "checkpoints" / "step_00000010"
@@ -59,6 +64,10 @@ def runs(data: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path
                 found["packed_sharded"],
                 *val,
                 settings=[*SHARDED, *PACKED, "compute.checkpointing=yes"],
+            ),
+            *(
+                arguments(data, found[name], "--steps", "3", settings=[*settings, *CONVOLUTIONS])
+                for name, settings in (("convolutions", WHOLE), ("convolutions_sharded", SHARDED))
             ),
         ],
     )
@@ -93,6 +102,17 @@ def test_activations_can_be_computed_again(runs: dict[str, Path], plain: str, sa
     whole, thrifty = (load_saved(runs[name], CPU).model.state_dict() for name in (plain, saving))
     for name, value in whole.items():
         torch.testing.assert_close(thrifty[name], value, rtol=1e-5, atol=1e-5, msg=name)
+
+
+def test_convolutions_are_sharded_too(runs: dict[str, Path]) -> None:
+    """Their weights lie channels last on a CPU, which FSDP2 does not take."""
+    plain, sharded = (
+        load_saved(runs[name], CPU).model.state_dict()
+        for name in ("convolutions", "convolutions_sharded")
+    )
+    assert any("conv" in name for name in plain)
+    for name, value in plain.items():
+        torch.testing.assert_close(sharded[name], value, rtol=1e-5, atol=1e-5, msg=name)
 
 
 def test_parameters_can_be_gathered_in_half_precision(runs: dict[str, Path]) -> None:

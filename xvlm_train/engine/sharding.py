@@ -28,6 +28,16 @@ def copy_from_main(model: nn.Module) -> None:
         dist.broadcast(tensor, 0)
 
 
+@torch.no_grad()
+def copy_buffers_from_main(model: nn.Module) -> None:
+    """Give rank 0's buffers to all, as DDP does before each pass.
+
+    The running statistics of batch norms are of each rank's own batches; a checkpoint has one.
+    """
+    for buffer in model.buffers():
+        dist.broadcast(buffer, 0)
+
+
 def shard(
     root: nn.Module,
     units: Iterable[nn.Module],
@@ -51,6 +61,9 @@ def shard(
         # Boxes and losses stay in float32; autocast knows which inputs may be less.
         cast_forward_inputs=False,
     )
+    # It takes no others; convolutions of a CPU may have theirs channels last.
+    for parameter in root.parameters():
+        parameter.data = parameter.data.contiguous()
     # FSDP2 shards the first dimension, which a scalar does not have.
     scalars = {p for p in root.parameters() if p.dim() == 0}
     for unit in units:
