@@ -118,12 +118,10 @@ class Manifest(Rows):
         """
         url = self.shards[shard].url
         with _open(url) as file, _parquet_errors(url):
-            # From a disk in small bites: all columns at once would take the row group's memory
-            # twice, and most of the time goes into getting it. From a store in few requests.
-            bites: dict[str, Any] = (
-                {"pre_buffer": False, "buffer_size": _BITE} if _is_local(url) else {}
-            )
-            parquet = pq.ParquetFile(file, **bites)
+            # From a store in few requests; from a disk in small bites: all columns at once would
+            # take the row group's memory twice, and most of the time goes into getting it.
+            whole = not _is_local(url)
+            parquet = pq.ParquetFile(file, pre_buffer=whole, buffer_size=0 if whole else _BITE)
             table = parquet.read_row_group(group, columns=_list(columns))
             return self._localise(table, self.shards[shard])
 

@@ -61,10 +61,10 @@ def shard(
         # Boxes and losses stay in float32; autocast knows which inputs may be less.
         cast_forward_inputs=False,
     )
-    # It takes no others; convolutions of a CPU may have theirs channels last.
+    # FSDP2 takes contiguous parameters alone; those of convolutions may lie channels last.
     for parameter in root.parameters():
         parameter.data = parameter.data.contiguous()
-    # FSDP2 shards the first dimension, which a scalar does not have.
+    # It shards the first dimension, which a scalar does not have.
     scalars = {p for p in root.parameters() if p.dim() == 0}
     for unit in units:
         fully_shard(unit, mesh=mesh, mp_policy=policy)
