@@ -45,7 +45,7 @@ class BadRow(Exception):
 
 @dataclass(slots=True)
 class Sample:
-    """An image after its transform, with its K concepts in order of preference.
+    """An image after its transform, with its K concepts.
 
     Attributes:
         record_id: manifest id.

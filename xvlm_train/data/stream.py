@@ -49,6 +49,7 @@ class _Part:
 
     Attributes:
         source: number of it.
+        order: of its rows.
         epoch, within: which of its steps it is.
         slots: ``[n]`` of the process's batch.
         numbers: ``[n]`` of the slots in the source's part of the global batch.
@@ -56,6 +57,7 @@ class _Part:
     """
 
     source: int
+    order: Order
     epoch: int
     within: int
     slots: Numbers
@@ -166,16 +168,15 @@ class Stream:
             UserError: no row of the batch, nor any that stood in, could be used.
             ManifestError: a manifest changed or broke after it was opened.
         """
-        _, orders = self._plan(world)
         parts = self._parts(step, rank, world)
-        for lane, keys in self._lanes(parts, orders).items():
+        for lane, keys in _lanes(parts).items():
             self._pools.open(lane, keys)
-        slots, first = self._first(parts, orders)
+        slots, first = self._first(parts)
         self._fetch([row for _, row in first])
         skipped: Counter[str] = Counter()
         drafted = []
         for rng, slot, (entry, row) in zip(self._chances(len(slots)), slots, first, strict=True):
-            coming = self._drafts(rng, slot, entry, row, orders, skipped)
+            coming = self._drafts(rng, slot, entry, row, skipped)
             draft = next(coming, None)
             if draft is not None:
                 drafted.append((draft, coming))
@@ -211,8 +212,7 @@ class Stream:
 
     def prefetch(self, step: int, rank: int = 0, world: int = 1) -> None:
         """Begin to read, beside other work, the row groups that :meth:`batch` will need."""
-        _, orders = self._plan(world)
-        for lane, keys in self._lanes(self._parts(step, rank, world), orders).items():
+        for lane, keys in _lanes(self._parts(step, rank, world)).items():
             self._pools.prefetch(lane, keys)
 
     def _plan(self, world: int) -> tuple[Mixture, list[Order]]:
@@ -260,39 +260,25 @@ class Stream:
         )
         parts = []
         for source in np.unique(sources).tolist():
-            epoch, within = divmod(step, orders[source].steps)
+            order = orders[source]
+            epoch, within = divmod(step, order.steps)
             slots = np.flatnonzero(sources == source)
-            places = orders[source].places(within, numbers[slots])
-            parts.append(_Part(source, epoch, within, slots, numbers[slots], places))
+            places = order.places(within, numbers[slots])
+            parts.append(_Part(source, order, epoch, within, slots, numbers[slots], places))
         return parts
 
-    def _lanes(self, parts: Sequence[_Part], orders: Sequence[Order]) -> dict[Lane, list[Key]]:
-        """The row groups that some slots' lanes are read from."""
-        lanes: dict[Lane, list[Key]] = {}
-        for part in parts:
-            order = orders[part.source]
-            pools, first = np.unique(order.pools_of(part.epoch, part.places), return_index=True)
-            for pool, place in zip(pools.tolist(), part.places[first].tolist(), strict=True):
-                keys = [(part.source, group) for group in order.groups(part.epoch, pool)]
-                lanes.setdefault((part.source, part.epoch, order.lane_of(place)), []).extend(keys)
-        return lanes
-
-    def _first(
-        self, parts: Sequence[_Part], orders: Sequence[Order]
-    ) -> tuple[list[_Slot], list[tuple[Entry, Row]]]:
+    def _first(self, parts: Sequence[_Part]) -> tuple[list[_Slot], list[tuple[Entry, Row]]]:
         """The slots of a batch in order, and the rows that are theirs if they can be used."""
         found: list[tuple[int, _Slot, tuple[Entry, Row]]] = []
         for part in parts:
             slots = map(_Slot, repeat(part), part.numbers.tolist(), part.places.tolist())
-            rows = self._rows(part, part.places, orders)
+            rows = self._rows(part, part.places)
             found += zip(part.slots.tolist(), slots, rows, strict=True)
         found.sort(key=itemgetter(0))
         return [slot for _, slot, _ in found], [row for *_, row in found]
 
-    def _rows(
-        self, part: _Part, places: Numbers, orders: Sequence[Order]
-    ) -> list[tuple[Entry, Row]]:
-        groups, numbers = orders[part.source].locate(part.epoch, places)
+    def _rows(self, part: _Part, places: Numbers) -> list[tuple[Entry, Row]]:
+        groups, numbers = part.order.locate(part.epoch, places)
         opened = {}
         for group in set(groups.tolist()):
             entry = self.entries[self.sources[part.source].groups[group][0]]
@@ -316,7 +302,6 @@ class Stream:
         slot: _Slot,
         entry: Entry,
         row: Row,
-        orders: Sequence[Order],
         skipped: Counter[str],
     ) -> Iterator[Draft]:
         """What a slot may show: its own row, and if that cannot be used the ones that stand in."""
@@ -333,12 +318,11 @@ class Stream:
             else:
                 yield draft
             if stand_ins is None:
-                order = orders[part.source]
-                stand_ins = order.stand_ins(part.within, slot.number, STAND_INS)[::-1]
+                stand_ins = part.order.stand_ins(part.within, slot.number, STAND_INS)[::-1]
             if not stand_ins:
                 return
             place = stand_ins.pop()
-            ((entry, row),) = self._rows(part, np.array([place]), orders)
+            ((entry, row),) = self._rows(part, np.array([place]))
 
     def _fetch(self, rows: Sequence[Row]) -> None:
         """Get images out of an object store, many at once; what fails fails again on its own."""
@@ -358,6 +342,18 @@ class Stream:
         source, number = key
         entry, shard, group = self.sources[source].groups[number]
         return read_rows(self.entries[entry].manifest, shard, group)
+
+
+def _lanes(parts: Sequence[_Part]) -> dict[Lane, list[Key]]:
+    """The row groups that some slots' lanes are read from."""
+    lanes: dict[Lane, list[Key]] = {}
+    for part in parts:
+        order = part.order
+        pools, first = np.unique(order.pools_of(part.epoch, part.places), return_index=True)
+        for pool, place in zip(pools.tolist(), part.places[first].tolist(), strict=True):
+            keys = [(part.source, group) for group in order.groups(part.epoch, pool)]
+            lanes.setdefault((part.source, part.epoch, order.lane_of(place)), []).extend(keys)
+    return lanes
 
 
 def _sample(draft: Draft, coming: Iterator[Draft], skipped: Counter[str]) -> Sample | None:
