@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import click
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from xvlm_data.errors import UserError
+from xvlm_train.data.rejects import Reject, told
 
 
 @click.command("evaluate")
@@ -60,25 +63,23 @@ def evaluate_command(
     evaluator = Evaluator(saved.model, saved.tokenizer, saved.config.data.max_tokens)
     with console.status(f"evaluating on {len(held_out)} images"):
         values = evaluator.measure(held_out)
-        skipped = dict(held_out.skipped)
+        rejects = list(held_out.rejects)
         drawn: list[Path] = []
         if pictures:
             from xvlm_train.pictures import draw_grounding
 
             drawn = draw_grounding(evaluator, held_out, *pictures)
     if as_json:
-        report = {"checkpoint": str(saved.path), "step": saved.step, **values, "skipped": skipped}
-        click.echo(json.dumps(report))
+        report = {"checkpoint": str(saved.path), "step": saved.step, **values}
+        click.echo(json.dumps(report | {"rejects": [reject._asdict() for reject in rejects]}))
         return
-    console.print(results_table(values, f"{saved.path} (step {saved.step})"))
-    for reason, number in skipped.items():
-        console.print(f"left out: {number} images, {reason}")
+    console.print(results_table(values, f"{saved.path} (step {saved.step})", rejects))
     if pictures:
         console.print(f"{len(drawn)} pictures in {pictures[1]}")
 
 
-def results_table(values: dict[str, float], title: str) -> Table:
-    """The measures for a person, in percent, with chance beside them."""
+def results_table(values: dict[str, float], title: str, rejects: Sequence[Reject]) -> Table:
+    """The measures for a person, in percent, with chance beside them and what was left out."""
     table = Table(title=title, title_justify="left")
     table.add_column("measure")
     table.add_column("result", justify="right")
@@ -96,4 +97,6 @@ def results_table(values: dict[str, float], title: str) -> Table:
             f"{values['grounding_chance_blind']:.1%} random box of the image",
         )
     table.caption = " · ".join(f"{values[n]:.0f} {n}" for n in ("images", "captions", "phrases"))
+    if rejects:
+        table.caption += escape(f"\n{len(rejects)} images left out ({told(rejects)})")
     return table

@@ -364,7 +364,7 @@ class Run:
             return {}
         evaluator = Evaluator(model, self.tokenizer, self.config.data.max_tokens)
         values = evaluator.measure(self.held_out)
-        self.console.print(results_table(values, title))
+        self.console.print(results_table(values, title, self.held_out.rejects))
         return values
 
     def _compare_data(self, allowed: frozenset[str]) -> None:

@@ -56,6 +56,7 @@ class ToyBatch:
     factor: float = 1.0
     record_ids: list[str] = field(default_factory=list)
     skipped: dict[str, int] = field(default_factory=dict)
+    rejects: list[tuple[str, str, str]] = field(default_factory=list)
 
     def to(self, device: torch.device, non_blocking: bool = True) -> ToyBatch:
         return self

@@ -196,6 +196,7 @@ def test_without_a_stand_in_the_batch_is_smaller(tmp_path: Path) -> None:
     batch = stream(write(tmp_path / "m.parquet", broken(4, 2))).batch(0)
     assert len(batch.record_ids) == len(batch.text_ids) == 2
     assert batch.skipped == {"corrupt_image": 2}
+    assert sorted(reject.record for reject in batch.rejects) == ["toy/00000", "toy/00002"]
 
 
 @pytest.mark.parametrize("workers", [0, 1])
@@ -203,7 +204,7 @@ def test_a_batch_of_nothing_is_one_clear_line(tmp_path: Path, workers: int) -> N
     manifest = write(tmp_path / "m.parquet", broken(20, 1))
     with pytest.raises(UserError) as caught:
         list(batches(stream(manifest, replace(SMALL, workers=workers)), range(3)))
-    assert "no usable row in a whole batch (corrupt_image 20)" in str(caught.value)
+    assert "no usable row in a whole batch (corrupt_image 20; toy/000" in str(caught.value)
     assert "\n" not in str(caught.value)
 
 
@@ -296,7 +297,7 @@ def test_evaluation_takes_the_same_evenly_spaced_rows(tmp_path: Path) -> None:
 def test_evaluation_counts_what_it_cannot_read(tmp_path: Path) -> None:
     chosen = EvalSet([write(tmp_path / "a.parquet", broken(6, 3))], SMALL)
     assert len(list(chosen)) == 4
-    assert chosen.skipped == {"corrupt_image": 2}
+    assert [reject.reason for reject in chosen.rejects] == ["corrupt_image"] * 2
     with pytest.raises(UserError, match="no validation image"):
         list(EvalSet([write(tmp_path / "b.parquet", broken(3, 1))], SMALL))
     with pytest.raises(UserError, match="empty"):

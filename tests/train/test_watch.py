@@ -118,32 +118,6 @@ def settled(**changes: float) -> Settings:
     return run.settings
 
 
-def test_too_many_bad_rows_end_the_run_with_their_reasons(tmp_path: Path) -> None:
-    model, optimizer = build()
-    run = trainer(tmp_path, model, optimizer, max_bad_rows=0.05)
-    run._rows = {"read": 960.0, "bad": 40.0}
-    run._judge(5, {"skipped/truncated": 3})
-    run._rows = {"read": 940.0, "bad": 60.0}
-    with pytest.raises(UserError, match=r"60 of 1000 rows could not be used \(lately: truncated 3"):
-        run._judge(5, {"skipped/truncated": 3})
-    run._rows = {"read": 10.0, "bad": 10.0}  # too few to judge
-    run._judge(5, {})
-
-
-def test_concepts_left_out_are_no_bad_rows(tmp_path: Path) -> None:
-    run = trainer(tmp_path, *build(), log_every=1, steps=3, iter_perc=0.0)
-    stream = run.streams["image_text"]
-
-    def with_skips():  # type: ignore[no-untyped-def]
-        for batch in stream:
-            batch.skipped = {"truncated": 2, "concept_bad_box": 7}
-            yield batch
-
-    run.streams["image_text"] = with_skips()
-    run.fit()
-    assert run._rows == {"read": 3.0, "bad": 6.0}
-
-
 def test_a_rank_that_hangs_tells_where_and_ends(tmp_path: Path) -> None:
     code = f"""
         import sys, time

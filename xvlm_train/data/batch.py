@@ -14,6 +14,7 @@ from torch import Tensor
 
 from xvlm_train.data.augment import Drawn
 from xvlm_train.data.augment_device import rand_augment_batch
+from xvlm_train.data.rejects import Reject
 from xvlm_train.data.transforms import normalise
 
 
@@ -69,6 +70,8 @@ class Batch:
     """Manifest ids of the I images."""
     skipped: dict[str, int] = field(default_factory=dict)
     """Rows and concepts that could not be used for this batch, by reason."""
+    rejects: list[Reject] = field(default_factory=list)
+    """Those of them that are rows."""
     fill: float = 1.0
     """Texts there are, as a share of those there is room for."""
     to_augment: dict[str, list[Drawn]] = field(default_factory=dict)
@@ -104,7 +107,7 @@ class Batch:
     def parts(self, count: int) -> list[Batch]:
         """The batch in at most ``count`` parts of about equally many images, with their concepts.
 
-        On the host; ``skipped`` stays with the first part.
+        On the host; ``skipped`` and ``rejects`` stay with the first part.
         """
         count = min(count, len(self.images))
         if count == 1:
@@ -123,7 +126,7 @@ class Batch:
                 "image_index": values["image_index"] - first,
             }
             ids = self.record_ids[first:end]
-            made.append(
-                replace(self, **values, record_ids=ids, skipped={} if first else self.skipped)
-            )
+            if first:
+                values |= {"skipped": {}, "rejects": []}
+            made.append(replace(self, **values, record_ids=ids))
         return made

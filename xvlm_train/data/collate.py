@@ -13,6 +13,7 @@ import torch
 from xvlm_train.data.batch import Batch
 from xvlm_train.data.config import DataConfig
 from xvlm_train.data.masking import Ids, draw_chances, mask_tokens
+from xvlm_train.data.rejects import Reject
 from xvlm_train.data.samples import Sample
 from xvlm_train.data.tokenizer import Tokenizer
 from xvlm_train.data.transforms import patch_mask, to_model_boxes
@@ -26,7 +27,7 @@ def collate(
     grid: tuple[int, int],
     *,
     multi_grained: bool,
-    skipped: Counter[str] | None = None,
+    rejects: Sequence[Reject] = (),
 ) -> Batch:
     """The batch of some samples; text is padded to the longest one at hand, not to the maximum.
 
@@ -37,7 +38,7 @@ def collate(
         config: the budget they were chosen by, and masking.
         grid: the model's patches, (rows, columns).
         multi_grained: which stream.
-        skipped: what was left out before, by reason; the samples' own counts are added.
+        rejects: rows that the batch could have had, but for what is wrong with them.
     """
     counts = [len(sample.texts) for sample in samples]
     encoded = tokenizer.encode([text for s in samples for text in s.texts], config.max_tokens)
@@ -61,10 +62,10 @@ def collate(
     whole = np.array([is_whole for sample in samples for is_whole in sample.whole_image])
     inside = patch_mask(boxes, grid)
     inside[whole] = True
-    total = Counter(skipped or ())
+    skipped = Counter(reject.reason for reject in rejects)
     for sample in samples:
         if sample.skipped:
-            total.update(sample.skipped)
+            skipped.update(sample.skipped)
     return Batch(
         # Channels last in memory, as decoders write them.
         images=torch.from_numpy(images).permute(0, 3, 1, 2),
@@ -79,7 +80,8 @@ def collate(
         whole_image=torch.from_numpy(whole),
         multi_grained=multi_grained,
         record_ids=[s.record_id for s in samples],
-        skipped=dict(total),
+        skipped=dict(skipped),
+        rejects=list(rejects),
         to_augment={s.record_id: s.to_augment for s in samples if s.to_augment},
         magnitude=config.randaugment_m,
         fill=len(encoded) / (config.max_texts if multi_grained else config.batch_size),

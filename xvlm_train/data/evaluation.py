@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -16,6 +15,7 @@ from xvlm_data.images.decode import ImageError, load_row_image
 from xvlm_data.manifest import Manifest
 from xvlm_data.schema import IMAGE, OBJECT
 from xvlm_train.data.config import DataConfig
+from xvlm_train.data.rejects import Reject, told
 from xvlm_train.data.rows import Row, read_rows
 from xvlm_train.data.text import clean_text
 from xvlm_train.data.transforms import eval_pixels, normalise
@@ -65,7 +65,7 @@ class EvalSet:
         limit: most rows; None takes all.
 
     Attributes:
-        skipped: rows left out of the last pass over the set, by reason.
+        rejects: rows left out of the last pass over the set.
 
     Raises:
         UserError: no rows; web addresses that are still to be downloaded; on iterating, no readable
@@ -84,22 +84,23 @@ class EvalSet:
         self._rows = np.linspace(0, total - 1, count).round().astype(np.int64)
         self._manifests = list(manifests)
         self._config = config
-        self.skipped: Counter[str] = Counter()
+        self.rejects: list[Reject] = []
 
     def __len__(self) -> int:
         """Rows chosen; those that cannot be read count too."""
         return len(self._rows)
 
     def __iter__(self) -> Iterator[EvalItem]:
-        self.skipped.clear()
+        self.rejects.clear()
         for row in self._chosen():
             try:
                 yield self._item(row)
             except ImageError as error:
-                self.skipped[error.reason] += 1
-        if self.skipped.total() == len(self):
-            reasons = ", ".join(f"{reason} {n}" for reason, n in sorted(self.skipped.items()))
-            raise UserError(f"no validation image can be read ({reasons})", "check --image-root")
+                self.rejects.append(Reject(row.id, error.reason, str(error)))
+        if len(self.rejects) == len(self):
+            raise UserError(
+                f"no validation image can be read ({told(self.rejects)})", "check --image-root"
+            )
 
     def _chosen(self) -> Iterator[Row]:
         start = 0

@@ -38,8 +38,8 @@ CAPTIONS, LOCAL = Reads((IMAGE,)), Reads((REGION, OBJECT))
 class BadRow(Exception):
     """A row that cannot be used; ``reason`` is what it is counted under."""
 
-    def __init__(self, reason: str) -> None:
-        super().__init__(reason)
+    def __init__(self, reason: str, detail: str) -> None:
+        super().__init__(detail)
         self.reason = reason
 
 
@@ -80,6 +80,12 @@ class Draft(ABC):
     """
 
     texts: list[str]
+    _row: Row
+
+    @property
+    def record_id(self) -> str:
+        """Manifest id of the row."""
+        return self._row.id
 
     def take(self) -> bool:
         """One text more; false where there is none."""
@@ -112,7 +118,7 @@ class CaptionDraft(Draft):
             if chosen is not None:
                 break
         else:
-            raise BadRow("empty_text")
+            raise BadRow("empty_text", "no text with a word in it")
         self.texts = [texts[chosen]]
 
     def sample(self) -> Sample:
@@ -164,7 +170,7 @@ class ConceptDraft(Draft):
         self._texts = _Texts(row, config, rng)
         target = self._texts.first(self._order)
         if target is None:
-            raise BadRow("no_usable_box")
+            raise BadRow("no_usable_box", "no region or object with a box and a text")
         self._target, self._caption = target, -1
         self._size = size = _size(row)
         self._crop: Crop = (0, 0, *size)

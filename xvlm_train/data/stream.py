@@ -6,7 +6,6 @@ whatever ran before, in whichever process, so loader workers and resuming need n
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -26,6 +25,7 @@ from xvlm_train.data.config import DataConfig
 from xvlm_train.data.entries import Entry, default_reads, find_sources
 from xvlm_train.data.order import SAMPLE, Mixture, Numbers, Order, generator, turn
 from xvlm_train.data.pools import Key, Lane, Pools
+from xvlm_train.data.rejects import Reject, told
 from xvlm_train.data.rows import Row, RowGroup, read_rows
 from xvlm_train.data.samples import (
     BadRow,
@@ -79,7 +79,7 @@ class Stream:
     An epoch is ``steps_per_epoch`` batches in which no row comes twice; the rows that do not fill
     a last batch wait for the next epoch, in a new order. Where the entries have shares of their
     own, each has its own epochs. A row that cannot be used (unreadable image, no text, no box) is
-    counted in ``Batch.skipped`` and replaced by the row at its place in another batch of the epoch;
+    named in ``Batch.rejects`` and replaced by the row at its place in another batch of the epoch;
     where there is none, the batch is smaller.
 
     Memory of a process: of each source, the row groups of the pools of the lanes that it reads,
@@ -173,10 +173,10 @@ class Stream:
             self._pools.open(lane, keys)
         slots, first = self._first(parts)
         self._fetch([row for _, row in first])
-        skipped: Counter[str] = Counter()
+        rejects: list[Reject] = []
         drafted = []
         for rng, slot, (entry, row) in zip(self._chances(len(slots)), slots, first, strict=True):
-            coming = self._drafts(rng, slot, entry, row, skipped)
+            coming = self._drafts(rng, slot, entry, row, rejects)
             draft = next(coming, None)
             if draft is not None:
                 drafted.append((draft, coming))
@@ -186,19 +186,18 @@ class Stream:
         side = self.config.image_size
         images = np.empty((len(drafted), side, side, 3), dtype=np.uint8)
         for draft, coming in drafted:
-            sample = _sample(draft, coming, skipped)
+            sample = _sample(draft, coming, rejects)
             if sample is not None:
                 # At once: they are in the processor's cache, and their memory serves the next.
                 images[len(samples)] = sample.pixels
                 sample.pixels = images[len(samples)]
                 samples.append(sample)
         if not samples:
-            reasons = ", ".join(f"{reason} {n}" for reason, n in sorted(skipped.items()))
             raise UserError(
-                f"step {step}: no usable row in a whole batch ({reasons})",
+                f"step {step}: no usable row in a whole batch ({told(rejects)})",
                 "fetch the images with `xvlm-data download`"
-                if skipped["not_downloaded"]
-                else "see `xvlm-data inspect --validate`; were the images moved (--image-root)?",
+                if any(reject.reason == "not_downloaded" for reject in rejects)
+                else "were the images moved (--image-root)?",
             )
         return collate(
             samples,
@@ -207,7 +206,7 @@ class Stream:
             self.config,
             self.grid,
             multi_grained=self.multi_grained,
-            skipped=skipped,
+            rejects=rejects,
         )
 
     def prefetch(self, step: int, rank: int = 0, world: int = 1) -> None:
@@ -302,7 +301,7 @@ class Stream:
         slot: _Slot,
         entry: Entry,
         row: Row,
-        skipped: Counter[str],
+        rejects: list[Reject],
     ) -> Iterator[Draft]:
         """What a slot may show: its own row, and if that cannot be used the ones that stand in."""
         make = ConceptDraft if self.multi_grained else CaptionDraft
@@ -314,7 +313,7 @@ class Stream:
             try:
                 draft = make(row, self.config, rng, entry.reads)
             except (BadRow, ImageError) as error:
-                skipped[error.reason] += 1
+                rejects.append(Reject(row.id, error.reason, str(error)))
             else:
                 yield draft
             if stand_ins is None:
@@ -356,13 +355,13 @@ def _lanes(parts: Sequence[_Part]) -> dict[Lane, list[Key]]:
     return lanes
 
 
-def _sample(draft: Draft, coming: Iterator[Draft], skipped: Counter[str]) -> Sample | None:
+def _sample(draft: Draft, coming: Iterator[Draft], rejects: list[Reject]) -> Sample | None:
     """The sample of a draft, or of the first of the coming ones whose image can be read."""
     while True:
         try:
             return draft.sample()
         except ImageError as error:
-            skipped[error.reason] += 1
+            rejects.append(Reject(draft.record_id, error.reason, str(error)))
         stand_in = next(coming, None)
         if stand_in is None:
             return None

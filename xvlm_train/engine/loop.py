@@ -9,7 +9,7 @@ from __future__ import annotations
 import resource
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from xvlm_data.errors import UserError
 from xvlm_train.engine import accumulate, optim
+from xvlm_train.engine.bad_rows import BadRows
 from xvlm_train.engine.distributed import StopAgreement, World
 from xvlm_train.engine.ema import WeightAverage
 from xvlm_train.engine.metrics import Log, Window
@@ -41,6 +42,10 @@ class DeviceBatch(Protocol):
     text_ids: Tensor  # [B, L]: B pairs of a text and an image or region
     record_ids: list[str]  # of its rows
     skipped: dict[str, int]  # rows and concepts that could not be used, by reason
+
+    @property
+    def rejects(self) -> Sequence[tuple[str, str, str]]:
+        """Those of them that are rows: id, reason, detail."""
 
     def to(self, device: torch.device, non_blocking: bool = ...) -> Any:
         """The batch on ``device``."""
@@ -114,10 +119,6 @@ class Settings:
     max_bad_rows: float = 1.0
 
 
-#: Rows read before the share of bad ones is judged.
-_ENOUGH_ROWS = 200
-
-
 @dataclass
 class Trainer:
     """Runs updates from ``start_step`` to ``settings.steps``.
@@ -165,7 +166,7 @@ class Trainer:
         )
         self._window = Window()
         self._watch = Watch(self.settings.spike_sigmas)
-        self._rows = {"read": 0.0, "bad": 0.0}
+        self._bad_rows = BadRows(self.settings.max_bad_rows)
         self._lr = 0.0
 
     def state(self) -> dict[str, Any]:
@@ -173,7 +174,7 @@ class Trainer:
         return {
             "scaler": self.scaler.state_dict(),
             "watch": self._watch.state(),
-            "rows": dict(self._rows),
+            "rows": self._bad_rows.state(),
         }
 
     def load_state(self, state: dict[str, Any]) -> None:
@@ -181,7 +182,7 @@ class Trainer:
         if state["scaler"] and self.scaler.is_enabled():
             self.scaler.load_state_dict(state["scaler"])
         self._watch.load_state(state["watch"])
-        self._rows = dict(state["rows"])
+        self._bad_rows.load_state(state["rows"])
 
     def fit(self) -> tuple[int, Stop]:
         """Train.
@@ -290,6 +291,7 @@ class Trainer:
         self._window.count("rows", len(batch.record_ids))
         for reason, number in batch.skipped.items():
             self._window.count(f"skipped/{reason}", number)
+        self._bad_rows.add(step, stream, batch.rejects)
         if self.describe is not None:
             for name, (part, whole) in self.describe(batch).items():
                 self._window.share(f"{stream}/{name}", part, whole)
@@ -310,21 +312,17 @@ class Trainer:
         values["skipped_updates"] = skipped
         if self.scaler.is_enabled():
             values["loss_scale"] = self.scaler.get_scale()
-        self._rows["read"] += values.pop("rows")
-        self._rows["bad"] += sum(
-            v
-            for name, v in values.items()
-            if name.startswith("skipped/") and not name.startswith("skipped/concept_")
-        )
+        rejects = self._bad_rows.close(values.pop("rows"))
         if self.log is not None:
             self.log.write(step, values)
             self.log.progress(step, values)
+            self.log.reject(rejects)
             for event in events:
                 self.log.event(**event)
                 self.log.say(f"[yellow]{_describe(event)}[/]")
-        self._judge(step, values)
+        self._judge(step)
 
-    def _judge(self, step: int, values: dict[str, float]) -> None:
+    def _judge(self, step: int) -> None:
         """End a run that does not learn, or whose data are not what they should be."""
         in_row, most = self._watch.skipped_in_row, self.settings.max_skipped
         if in_row >= most:
@@ -333,18 +331,7 @@ class Trainer:
                 " records are in events.jsonl)",
                 "resume from an earlier checkpoint with a lower --set optim.lr",
             )
-        tried = self._rows["read"] + self._rows["bad"]
-        if tried >= _ENOUGH_ROWS and self._rows["bad"] > self.settings.max_bad_rows * tried:
-            now = ", ".join(
-                f"{name.removeprefix('skipped/')} {number:.0f}"
-                for name, number in sorted(values.items())
-                if name.startswith("skipped/")
-            )
-            raise UserError(
-                f"step {step}: {self._rows['bad']:.0f} of {tried:.0f} rows could not be used"
-                f" (lately: {now or 'none'})",
-                "see `xvlm-data inspect --validate`; raise --set train.max_bad_rows if that is so",
-            )
+        self._bad_rows.judge(step)
 
     def _evaluate(self, step: int) -> None:
         if self.evaluate is None:

@@ -10,9 +10,10 @@ import json
 import math
 import time
 import uuid
+from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, TextIO
 
 import torch
 from rich.console import Console
@@ -20,7 +21,7 @@ from rich.console import Console
 from xvlm_data.errors import UserError
 from xvlm_train.engine.distributed import gather_over_ranks, sum_over_ranks
 
-METRICS_FILE, EVENTS_FILE = "metrics.jsonl", "events.jsonl"
+METRICS_FILE, EVENTS_FILE, REJECTS_FILE = "metrics.jsonl", "events.jsonl", "rejects.jsonl"
 
 
 class Window:
@@ -123,7 +124,7 @@ class Window:
 def read_events(run: Path) -> list[dict[str, Any]]:
     """All events of a run, oldest first: skipped updates, spikes, starts, stops."""
     path = run / EVENTS_FILE
-    return _read_lines(path) if path.exists() else []
+    return list(_lines(path)) if path.exists() else []
 
 
 def read_metrics(run: Path) -> list[dict[str, Any]]:
@@ -133,21 +134,32 @@ def read_metrics(run: Path) -> list[dict[str, Any]]:
         UserError: the run has no such file.
     """
     try:
-        return _read_lines(run / METRICS_FILE)
+        return list(_lines(run / METRICS_FILE))
     except FileNotFoundError:
         raise UserError(f"{run / METRICS_FILE}: not found", "name the folder of a run") from None
 
 
-def _read_lines(path: Path) -> list[dict[str, Any]]:
-    lines = []
-    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
-        try:
-            values = json.loads(line)
-        except json.JSONDecodeError:  # cut off by a crash
-            continue
-        if isinstance(values, dict) and isinstance(values.get("step"), int):
-            lines.append(values)
-    return lines
+def _lines(path: Path) -> Iterator[dict[str, Any]]:
+    with path.open(encoding="utf-8", errors="replace") as file:
+        for line in file:
+            try:
+                values = json.loads(line)
+            except json.JSONDecodeError:  # cut off by a crash
+                continue
+            if isinstance(values, dict) and isinstance(values.get("step"), int):
+                yield values
+
+
+def _reopened(path: Path, last_step: int) -> TextIO:
+    """A file of lines, to be gone on with, without those of steps after ``last_step``."""
+    if path.exists():
+        partial = path.with_suffix(".tmp")
+        with partial.open("w", encoding="utf-8") as file:
+            file.writelines(
+                json.dumps(line) + "\n" for line in _lines(path) if line["step"] <= last_step
+            )
+        partial.replace(path)
+    return path.open("a", encoding="utf-8")
 
 
 class Log:
@@ -173,13 +185,9 @@ class Log:
         self._total = total_steps
         self._first_step = resume_step
         self._started = time.monotonic()
-        path = run / METRICS_FILE
-        if path.exists():
-            kept = [line for line in read_metrics(run) if line["step"] <= resume_step]
-            partial = path.with_suffix(".tmp")
-            partial.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
-            partial.replace(path)
-        self._file = path.open("a", encoding="utf-8")
+        # Metrics are numbered by the steps done, rejects by the step that met them.
+        self._file = _reopened(run / METRICS_FILE, resume_step)
+        self._rejects = _reopened(run / REJECTS_FILE, resume_step - 1)
         self._events = (run / EVENTS_FILE).open("a+", encoding="utf-8")
         self._events.seek(0)
         if (text := self._events.read()) and not text.endswith("\n"):  # cut off by a crash
@@ -197,6 +205,7 @@ class Log:
         trace: TracebackType | None,
     ) -> None:
         self._file.close()
+        self._rejects.close()
         self._events.close()
         self._board.close()
         if self._wandb is not None:
@@ -224,6 +233,11 @@ class Log:
         line = {"event": event, "step": step, "time": round(time.time(), 3), **values}
         self._events.write(json.dumps(line) + "\n")
         self._events.flush()
+
+    def reject(self, lines: list[dict[str, Any]]) -> None:
+        """Name rows that could not be used, each with the zero-based step that met it."""
+        self._rejects.write("".join(json.dumps(line) + "\n" for line in lines))
+        self._rejects.flush()
 
     def progress(self, step: int, values: dict[str, float]) -> None:
         """One console line: the losses of both streams, rate, speed, time left."""
