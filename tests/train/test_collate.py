@@ -273,7 +273,7 @@ def test_broken_concepts_are_counted_and_the_rest_is_used(tmp_path: Path) -> Non
     for sample in samples(tmp_path, [good, *bad], CONFIG, 20):
         assert sample.texts == ["dog"]
         assert sample.skipped == {"concept_bad_box": 3, "concept_empty_text": 1}
-    with pytest.raises(BadRow, match="no_usable_box"):
+    with pytest.raises(BadRow, match="no region or object"):
         samples(tmp_path, bad, CONFIG, 1)
     made = samples(tmp_path, [good, *bad], CONFIG, 2)
     pixels = np.stack([sample.pixels for sample in made])
