@@ -45,6 +45,7 @@ def test_texts_of_any_length_need_no_new_graph(
 ) -> None:
     config = small_config(dropout=0.1)
     config.vision.drop_path = 0.1
+    config.text.layers, config.text.fusion_layer = 6, 3  # several of each kind
     torch.manual_seed(0)
     model = XVLM(config, ComputeConfig(compile=True, packed=packed)).train()
 

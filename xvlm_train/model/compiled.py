@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.fx.experimental import _config as shapes
 
 #: Of torch.compile.
 BACKEND: Any = "inductor"
@@ -51,6 +52,9 @@ def packed_layer(layer: Any, states: Tensor, *call: Any) -> Tensor:
 def _compiled(
     function: Callable[..., Tensor], backend: Any, dynamic: bool, graphs: bool = False
 ) -> Callable[..., Any]:
+    # Sizes that are equal in a first batch by chance would be one number to its graph, and the first
+    # batch in which they differ would need another graph. torch names this switch when it tells so.
+    shapes.use_duck_shape = False
     compiled: Callable[..., Any] = torch.compile(
         function,
         backend=backend,
