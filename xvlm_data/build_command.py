@@ -8,6 +8,7 @@ from typing import Any
 
 import click
 
+from xvlm_data.option_types import Number
 from xvlm_data.sources import SOURCES
 
 
@@ -47,12 +48,12 @@ from xvlm_data.sources import SOURCES
 )
 @click.option(
     "--min-area",
-    type=click.FloatRange(0, 1),
+    type=Number(0, 1),
     help="Leave out objects and regions below this share of the image [0.01; evaluation sets 0].",
 )
 @click.option(
     "--max-text-overlap",
-    type=click.FloatRange(0, 1),
+    type=Number(0, 1),
     help="Leave out a region whose words overlap those of an earlier one of its image more "
     "[0.75; evaluation sets 1].",
 )
@@ -111,7 +112,7 @@ from xvlm_data.sources import SOURCES
 )
 @click.option(
     "--shard-rows",
-    type=click.IntRange(1),
+    type=click.IntRange(1, 2**31 - 1),
     default=5_000,
     show_default=True,
     help="Images of the release a file, each file a task of its own.",
@@ -190,7 +191,7 @@ def build_command(
     make_lean()
     from xvlm_data.build import build
     from xvlm_data.build_options import BuildOptions
-    from xvlm_data.console import Bars, stdout
+    from xvlm_data.console import Bars, say, stdout
     from xvlm_data.images.decode import Limits
     from xvlm_data.sources import get_source
     from xvlm_data.storage import as_path
@@ -224,15 +225,13 @@ def build_command(
         return
     stdout.print(closing_table(summary))
     for note in summary["notes"]:
-        stdout.print(f"note: {note}")
-    stdout.print(f"{place}: {summary['rows']:,} images in {len(summary['shards'])} file(s)")
+        say(f"note: {note}")
+    say(f"{place}: {summary['rows']:,} images in {len(summary['shards'])} file(s)")
     if stored := summary.get("image_bytes"):
         saved = 1 - stored["stored"] / max(stored["read"], 1)
-        stdout.print(
-            f"image bytes: {stored['read']:,} read, {stored['stored']:,} stored ({saved:.0%} less)"
-        )
+        say(f"image bytes: {stored['read']:,} read, {stored['stored']:,} stored ({saved:.0%} less)")
     if summary["rejects"]:
-        stdout.print(f"{summary['rejects']:,} records left out, listed in {place}/rejects.parquet")
+        say(f"{summary['rejects']:,} records left out, listed in {place}/rejects.parquet")
 
 
 def _rules(

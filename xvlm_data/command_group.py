@@ -23,6 +23,7 @@ _ADVICE = {
     errno.ENOTDIR: "one part of this path is a file",
     errno.EISDIR: "a file is needed here, not a folder",
     errno.ENOENT: "check the path",
+    errno.ENAMETOOLONG: "choose a shorter name",
 }
 
 

@@ -25,10 +25,16 @@ from rich.table import Table
 from rich.text import Text
 
 #: Progress and notes go to standard error, so that standard output holds the answer alone.
-stderr = Console(stderr=True, highlight=False)
-stdout = Console(highlight=False)
+#: Without markup: paths, captions and names may hold anything in brackets.
+stderr = Console(stderr=True, highlight=False, markup=False)
+stdout = Console(highlight=False, markup=False)
 
 Advance = Callable[[int], None]
+
+
+def say(line: str) -> None:
+    """A line of the answer that is not broken, so that paths in it can be copied."""
+    stdout.print(line, soft_wrap=True)
 
 
 def plain_table(title: str, *columns: tuple[str, JustifyMethod]) -> Table:
@@ -88,7 +94,8 @@ class Bars:
     def _bar(
         self, name: str, total: int | None, columns: tuple[ProgressColumn, ...], unit: str
     ) -> Iterator[Advance]:
-        shown: tuple[ProgressColumn, ...] = (SpinnerColumn(), TextColumn("{task.description}"))
+        described = TextColumn("{task.description}", markup=False)
+        shown: tuple[ProgressColumn, ...] = (SpinnerColumn(), described)
         if total is not None:
             shown = (*shown, BarColumn(), *columns, TimeRemainingColumn())
         shown = (*shown, TimeElapsedColumn())

@@ -146,10 +146,16 @@ def _describe(annotations: pa.Table, reasons: pa.DictionaryArray) -> pa.Array:
     some = annotations.filter(about_box)
     sides: list[Any] = []
     for side in "xywh":
-        values = pc.round(column(some, side), 4)  # a float's shortest form can have 17 digits
+        values = _shortened(column(some, side))
         sides += [f" {side}=", pc.fill_null(values.cast(pa.string()), "?")]
     boxed = pc.binary_join_element_wise(quoted.filter(about_box), " at", *sides, "")
     return pc.replace_with_mask(quoted, about_box, boxed)
+
+
+def _shortened(values: pa.Array) -> pa.Array:
+    """Floats to four places, as their shortest forms can have 17; huge ones as they are."""
+    few = pc.less(pc.abs(values), 1e15)  # beyond, rounding changes nothing but can overflow
+    return pc.if_else(few, pc.round(pc.if_else(few, values, 0.0), 4), values)
 
 
 def repeat_label(text: str, count: int) -> pa.DictionaryArray:

@@ -8,6 +8,8 @@ import shutil
 from pathlib import Path
 from typing import Any, TypeAlias
 
+from xvlm_data.errors import UserError
+
 #: A local path, or one below a URL such as ``s3://bucket/raw/coco``: then it is a ``UPath``, which
 #: has pathlib's methods without being one of its classes.
 AnyPath: TypeAlias = Path
@@ -17,15 +19,29 @@ _BUCKETED = ("s3", "s3a", "gs", "gcs", "az", "abfs", "abfss")
 
 
 def as_path(spec: str | AnyPath) -> AnyPath:
-    """A path from what a person wrote; anything with ``://`` is an fsspec URL."""
+    """A path from what a person wrote; anything with ``://`` is an fsspec URL.
+
+    Raises:
+        UserError: it is no UTF-8, which manifests and their footers are.
+    """
     if not isinstance(spec, str):
         return spec
+    if not _is_text(spec):
+        raise UserError(f"{spec!a}: not a name in UTF-8", "rename the folder, or make a link to it")
     if "://" not in spec:
         return Path(spec)
     from upath import UPath
 
     path: Any = UPath(spec)
     return path
+
+
+def _is_text(name: str) -> bool:
+    try:
+        name.encode()
+    except UnicodeEncodeError:  # bytes of a file system that are no UTF-8
+        return False
+    return True
 
 
 def is_local(path: AnyPath) -> bool:
@@ -53,8 +69,12 @@ def write_bytes(path: AnyPath, data: bytes) -> None:
         return
     # The name tells processes apart that write the same file, so that none sees half of another's.
     part = path.with_name(f".{path.name}.{os.getpid()}")
-    part.write_bytes(data)
-    part.replace(path)
+    try:
+        part.write_bytes(data)
+        part.replace(path)
+    except BaseException:
+        part.unlink(missing_ok=True)
+        raise
 
 
 def write_json(path: AnyPath, value: Any, indent: int | None = None) -> None:

@@ -93,7 +93,7 @@ def import_command(
         )
     model.load_state_dict(report.weights, strict=False)
     save_pretrained(out, model, config, chosen)
-    _tell(Console(stderr=True, highlight=False, soft_wrap=True), report, out)
+    _tell(Console(stderr=True, highlight=False, markup=False, soft_wrap=True), report, out)
 
 
 def _tell(console: Any, report: Imported, out: Path) -> None:
@@ -106,7 +106,7 @@ def _tell(console: Any, report: Imported, out: Path) -> None:
         if names:
             console.print(f"{len(names)} entries {what}:")
             for name in names:
-                console.print(f"  {name}", markup=False)
+                console.print(f"  {name}")
     console.print(f"{len(report.weights)} entries → {out}")
 
 

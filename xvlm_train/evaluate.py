@@ -8,7 +8,6 @@ from pathlib import Path
 
 import click
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
 
 from xvlm_data.errors import UserError
@@ -54,7 +53,7 @@ def evaluate_command(
     from xvlm_train.evaluator import Evaluator
     from xvlm_train.saved import load_saved
 
-    console = Console(stderr=as_json)
+    console = Console(stderr=as_json, markup=False)
     saved = load_saved(run, choose_device(device), average=ema)
     if saved.tokenizer is None:
         raise UserError(f"{run}: has no tokenizer", "import it again with --tokenizer")
@@ -98,5 +97,5 @@ def results_table(values: dict[str, float], title: str, rejects: Sequence[Reject
         )
     table.caption = " · ".join(f"{values[n]:.0f} {n}" for n in ("images", "captions", "phrases"))
     if rejects:
-        table.caption += escape(f"\n{len(rejects)} images left out ({told(rejects)})")
+        table.caption += f"\n{len(rejects)} images left out ({told(rejects)})"
     return table

@@ -11,6 +11,7 @@ import click
 
 from xvlm_data.console import plain_table, print_whole, stdout
 from xvlm_data.errors import UserError
+from xvlm_data.option_types import Number
 from xvlm_train.config import PRESETS, PretrainConfig, load_config
 
 if TYPE_CHECKING:
@@ -69,7 +70,7 @@ class Memory:
 @click.option("--gpus", type=click.IntRange(1), default=8, show_default=True, help="How many.")
 @click.option(
     "--mfu",
-    type=click.FloatRange(0, 1, min_open=True),
+    type=Number(0, 1, min_open=True),
     help=f"Share of the peak reached, on executed FLOPs. [{DEFAULT_MFU}, as measured on an H100]",
 )
 @click.option(

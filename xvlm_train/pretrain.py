@@ -148,14 +148,16 @@ def pretrain_command(
     refuse_silent(changes, allowed)
     inputs = settle_inputs(given, found)
     world = distributed.start(config.train.device)
-    console = Console(stderr=True, highlight=False, soft_wrap=True, quiet=not world.is_main)
+    console = Console(
+        stderr=True, highlight=False, markup=False, soft_wrap=True, quiet=not world.is_main
+    )
     distributed.on_main(lambda: prepare_folder(folder, found, resume))
     if found:
         for problem in found.passed_over:
-            console.print(f"[yellow]passed over: {problem}[/]")
+            console.print(f"passed over: {problem}", style="yellow")
         console.print(f"going on from step {found.step}, {found.path}")
         for key, change in changes.items():
-            console.print(f"[yellow]changed: {key}: {change}[/]")
+            console.print(f"changed: {key}: {change}", style="yellow")
     elif preset is None and config_file is None:
         console.print(f"preset {DEFAULT_PRESET} (see --preset)")
     run = Run(

@@ -112,7 +112,7 @@ class Run:
             folder,
             write_extras=self._write_extras,
             keep=Retention(config.train.keep_last, config.train.keep_every),
-            say=console.print,
+            say=lambda text: console.print(text, style="dim"),
             is_main=world.is_main,
             sharded=self.sharded,
         )
@@ -302,10 +302,11 @@ class Run:
                 together = stream.rows_per_step(self.world.size) * self.world.size
                 if position.row and position.together != together:
                     self.console.print(
-                        f"[yellow]{name}: goes on in epoch {position.epoch} at row"
+                        f"{name}: goes on in epoch {position.epoch} at row"
                         f" {position.row - short:,}; with {together:,} rows a step in the place of"
                         f" {position.together:,} the rest of this epoch is in another order: some"
-                        " rows come a second time, others not before the next epoch[/]"
+                        " rows come a second time, others not before the next epoch",
+                        style="yellow",
                     )
         return first
 
@@ -380,13 +381,14 @@ class Run:
         if other:
             change = f"those of {' and '.join(other)} are not the ones the run began with"
             refuse_silent({"manifests": change}, allowed)
-            self.console.print(f"[yellow]changed: manifests: {change}[/]")
+            self.console.print(f"changed: manifests: {change}", style="yellow")
         size = self.resume.state["world_size"]
         if size != self.world.size:
             self.console.print(
-                f"[yellow]{size} ranks before, {self.world.size} now: weights, moments and the"
+                f"{size} ranks before, {self.world.size} now: weights, moments and the"
                 " place in the data go on; the global batch, random numbers and with them the"
-                " losses differ from a run of one size[/]"
+                " losses differ from a run of one size",
+                style="yellow",
             )
 
     def _introduce(self) -> None:

@@ -334,13 +334,14 @@ def _plain(checks: list[Check]) -> list[dict[str, Any]]:
 
 def _print_table(folder: Path, checks: list[Check], show_all: bool) -> None:
     from rich.console import Console
+    from rich.markup import escape
     from rich.table import Table
 
     console = Console()
     if not console.is_terminal:
         console.width = 120  # a log has no width of its own
     for batch, _ in BATCHES:
-        table = Table(title=f"{folder.name}: {batch} batch, ours beside the reference")
+        table = Table(title=escape(f"{folder.name}: {batch} batch, ours beside the reference"))
         table.add_column("quantity", overflow="fold")
         for heading in ("max abs error", "max rel error", "tolerance"):
             table.add_column(heading, justify="right", no_wrap=True)

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import copy
 import json
+import os
 import random
+import re
 from collections.abc import Callable
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import pytest
+from click.testing import CliRunner
 
 from tests.data.raw_releases import (
     box,
@@ -22,6 +26,7 @@ from tests.data.raw_releases import (
     write_json,
     write_vg,
 )
+from xvlm_data.commands import main
 from xvlm_data.errors import UserError
 
 JUNK: list[Any] = [
@@ -133,3 +138,48 @@ def test_broken_lines_never_end_in_a_traceback(tmp_path: Path) -> None:
         assert summary["rejects"] == len(rejects)
         lines = {r["location"] for r in rejects if r["kind"] == "image"}
         assert len(lines) == summary["counts"]["images"]["raw"]
+
+
+def test_absurd_boxes_are_described_as_they_are(tmp_path: Path) -> None:
+    """Rounding overflows beyond a float's range divided by its own power of ten."""
+    boxes = [[1e305, 0, 5, 5], [-1.7e308, 0, 5, 5], [300.123456, 0, 5, 5]]
+    root = write_coco(
+        tmp_path / "raw",
+        images=[coco_image(1)],
+        boxes=[box(n, 1, bbox) for n, bbox in enumerate(boxes)],
+    )
+    _, _, rejects = build_all("coco", root, tmp_path / "out")
+    told = [re.findall("x=([^ ]*)", r["message"]) for r in rejects if r["kind"] == "object"]
+    assert told == [["1e+305"], ["-1.7e+308"], ["300.1235"]]
+
+
+@pytest.mark.parametrize("names", [("ra[/w]", "o[/u]t"), ("[red]", "[/]")])
+def test_brackets_in_names_are_no_markup(tmp_path: Path, names: tuple[str, str]) -> None:
+    root, out = (tmp_path / name / "m" for name in names)
+    vg(root)
+    done = CliRunner().invoke(
+        main, ["build", "--source", "vg", "--root", str(root), "--out", str(out)]
+    )
+    assert done.exit_code == 0, done.output
+    assert f"{out}: 2 images in 1 file(s)" in done.stdout
+    assert str(root) in "".join(done.stdout.split())
+
+
+@pytest.mark.parametrize("place", ["--root", "--out"])
+def test_names_that_are_no_text_are_refused(tmp_path: Path, place: str) -> None:
+    vg(tmp_path / "raw")
+    given = {"--root": str(tmp_path / "raw"), "--out": str(tmp_path / "out")}
+    given[place] = os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9")
+    done = CliRunner().invoke(main, ["build", "--source", "vg", *chain(*given.items())])
+    assert done.exit_code == 2
+    assert "caf\\udce9': not a name in UTF-8" in done.stderr
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("option", ["--min-area", "--max-text-overlap"])
+def test_what_is_no_number_is_refused(tmp_path: Path, option: str) -> None:
+    vg(tmp_path / "raw")
+    command = ["build", "--source", "vg", "--root", str(tmp_path / "raw"), "--out", "out"]
+    done = CliRunner().invoke(main, [*command, option, "nan"])
+    assert done.exit_code == 2
+    assert "'nan' is not a finite number" in done.stderr

@@ -8,8 +8,10 @@ import zlib
 from pathlib import Path
 from typing import Any
 
+import fsspec
 import numpy as np
 import pytest
+from fsspec.implementations.memory import MemoryFileSystem
 from PIL import Image
 
 from tests.data.raw_releases import (
@@ -21,7 +23,7 @@ from tests.data.raw_releases import (
     write_image,
     write_json,
 )
-from xvlm_data.images.decode import ImageError, Limits, decode, load_row_image
+from xvlm_data.images.decode import ImageError, Limits, decode, load_row_image, row_bytes
 
 
 def encoded(image: Image.Image, kind: str, **save: Any) -> bytes:
@@ -193,6 +195,36 @@ def test_paths_never_leave_the_image_folder(tmp_path: Path) -> None:
         assert rows == []
         assert rejects[0]["reason"] in ("unsafe_path", "missing_image")
         assert not any("secret" in str(r["image"]) for r in rows)
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "simplecache::http://127.0.0.1:1/x.jpg",
+        "memory://a::https://127.0.0.1:1/x.jpg",
+        "ftp://127.0.0.1:1/x.jpg",
+        "sftp://127.0.0.1:1/x.jpg",
+        "github://a:b@/x.jpg",
+    ],
+)
+def test_a_manifest_cannot_have_other_hosts_asked(path: str) -> None:
+    with pytest.raises(ImageError, match="images are read from files and object stores"):
+        row_bytes({"bytes": None, "path": path})
+
+
+def test_images_may_lie_in_stores_that_fsspec_is_taught() -> None:
+    class Own(MemoryFileSystem):
+        protocol = "own-store"
+
+        @classmethod
+        def _strip_protocol(cls, path: str) -> str:
+            return str(super()._strip_protocol(path.replace("own-store://", "memory://", 1)))
+
+    fsspec.register_implementation("own-store", Own, clobber=True)
+    with fsspec.open("memory://own/x.jpg", "wb") as file:
+        file.write(jpeg())
+    for path in ("memory://own/x.jpg", "own-store://own/x.jpg"):
+        assert row_bytes({"bytes": None, "path": path}) == jpeg()
 
 
 def test_any_bytes_give_an_image_or_an_image_error() -> None:

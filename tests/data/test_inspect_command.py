@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import re
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -251,3 +253,24 @@ def test_options_of_validation_need_it(manifest: Path) -> None:
     result = run(manifest, "--decode")
     assert result.exit_code == 2
     assert "--validate" in result.stderr
+
+
+def test_a_page_goes_where_a_link_leads_and_into_a_pipe(tmp_path: Path) -> None:
+    path = write(tmp_path / "made.parquet", [row(0)])
+    (tmp_path / "there").mkdir()
+    link, pipe = tmp_path / "page.html", tmp_path / "pipe"
+    link.symlink_to(tmp_path / "there" / "page.html")
+    assert run(path, "--html", link).exit_code == 0
+    assert link.is_symlink() and (tmp_path / "there" / "page.html").stat().st_size > 1000
+    os.mkfifo(pipe)
+    with ThreadPoolExecutor() as threads:
+        reader = threads.submit(pipe.read_bytes)
+        assert run(path, "--html", pipe).exit_code == 0
+        assert reader.result() == link.read_bytes()
+    assert pipe.is_fifo()
+    assert sorted(p.name for p in tmp_path.iterdir()) == [
+        "made.parquet",
+        "page.html",
+        "pipe",
+        "there",
+    ]

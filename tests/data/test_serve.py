@@ -522,6 +522,8 @@ def test_long_questions_are_refused(server: Server) -> None:
     assert server.ask("/api/sql", "POST", body)[0] == 413
     assert server.ask("/api/sql", "POST", "not json")[0] == 400
     assert server.ask("/api/sql", "POST", "[1]")[0] == 400
+    assert server.ask("/api/sql", "POST", "[" * 9000)[0] == 400
+    assert server.ask(f"/api/manifests/{'1' * 5000}/rows")[0] == 404
 
 
 def test_names_differ(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ import xvlm_data
 from xvlm_data.commands import main
 from xvlm_data.errors import UserError
 from xvlm_data.inspect.validate import validate
+from xvlm_data.journal import Journal
 from xvlm_data.manifest import Manifest
 from xvlm_data.verbs import derive
 from xvlm_data.verbs.choose import subset
@@ -351,3 +353,23 @@ def test_rows_stream_through(folder: Path, tmp_path: Path, monkeypatch: pytest.M
     merge([xvlm_data.open(folder)], tmp_path / "both")
     assert log == ["read", "write"] * 8
     assert [shard.rows for shard in xvlm_data.open(tmp_path / "both").shards] == [6, 7, 6, 1]
+
+
+def test_an_unfinished_build_is_not_thrown_away(folder: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    with suppress(RuntimeError), Journal(out / ".building", {"source": "vg"}) as journal:
+        journal.record("task", {"rows": 1})
+        raise RuntimeError
+    done = run("subset", folder, "-n", 3, "--out", out, status=2)
+    assert f"{out}: an unfinished build lies there" in done.stderr
+    assert (out / ".building" / "plan.json").exists()
+    run("subset", folder, "-n", 3, "--out", out, "--force")
+    check_derived(out, "subset")
+
+
+@pytest.mark.parametrize("shares", [("a=nan", "b=0.5"), ("a=inf", "b=-inf"), ("a=nan",)])
+def test_parts_are_numbers(folder: Path, tmp_path: Path, shares: tuple[str, ...]) -> None:
+    parts = [part for share in shares for part in ("--part", share)]
+    done = run("split", folder, *parts, "--out", tmp_path / "s", status=2)
+    assert "do not add up to 1" in done.stderr
+    assert not (tmp_path / "s").exists()

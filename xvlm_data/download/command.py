@@ -12,6 +12,7 @@ from typing import Any
 import click
 
 from xvlm_data.download.options import Manners, ProductOptions
+from xvlm_data.option_types import Number
 
 _PRODUCT, _MANNERS = ProductOptions(), Manners()
 
@@ -54,35 +55,35 @@ _PRODUCT, _MANNERS = ProductOptions(), Manners()
 )
 @click.option(
     "--backoff",
-    type=click.FloatRange(0),
+    type=Number(0),
     default=_MANNERS.backoff,
     show_default=True,
     help="Seconds before the second attempt.",
 )
 @click.option(
     "--max-wait",
-    type=click.FloatRange(0),
+    type=Number(0),
     default=_MANNERS.max_wait,
     show_default=True,
     help="Longest wait between attempts; who asks for more is not asked again.",
 )
 @click.option(
     "--connect-timeout",
-    type=click.FloatRange(0, min_open=True),
+    type=Number(0, min_open=True),
     default=_MANNERS.connect_timeout,
     show_default=True,
     help="Seconds for name, connection and TLS.",
 )
 @click.option(
     "--timeout",
-    type=click.FloatRange(0, min_open=True),
+    type=Number(0, min_open=True),
     default=_MANNERS.timeout,
     show_default=True,
     help="Seconds for a whole request.",
 )
 @click.option(
     "--min-speed",
-    type=click.FloatRange(0),
+    type=Number(0),
     default=_MANNERS.min_speed,
     show_default=True,
     help="Bytes a second, on average, below which a body is given up.",
@@ -143,7 +144,7 @@ _PRODUCT, _MANNERS = ProductOptions(), Manners()
 )
 @click.option(
     "--shard-rows",
-    type=click.IntRange(1),
+    type=click.IntRange(1, 2**31 - 1),
     default=_PRODUCT.shard_rows,
     show_default=True,
     help="Rows of the input a file.",

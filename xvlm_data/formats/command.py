@@ -194,7 +194,7 @@ def import_command(
 
     make_lean()
     from xvlm_data.build_command import closing_table
-    from xvlm_data.console import Bars, stdout
+    from xvlm_data.console import Bars, say, stdout
     from xvlm_data.engines import open_engine
     from xvlm_data.formats.importing import ImportOptions
     from xvlm_data.storage import as_path
@@ -231,10 +231,10 @@ def import_command(
         return
     stdout.print(closing_table(summary | {"options": {"images": form}}))
     for note in summary["notes"]:
-        stdout.print(f"note: {note}")
-    stdout.print(f"{place}: {summary['rows']:,} images in {len(summary['shards'])} file(s)")
+        say(f"note: {note}")
+    say(f"{place}: {summary['rows']:,} images in {len(summary['shards'])} file(s)")
     if summary["rejects"]:
-        stdout.print(f"{summary['rejects']:,} records left out, listed in {place}/rejects.parquet")
+        say(f"{summary['rejects']:,} records left out, listed in {place}/rejects.parquet")
 
 
 def _import(

@@ -252,7 +252,30 @@ def row_bytes(image: dict[str, Any], limits: Limits = DEFAULT_LIMITS) -> bytes:
         )
     if "://" not in path:
         return read_bytes(path, limits)
+    if not _in_a_store(path):
+        raise ImageError(
+            "missing_image",
+            f"{path}: images are read from files and object stores",
+            "copy them to this machine or into a bucket, and build the manifest again",
+        )
     return checked_bytes(_fetch(path, limits), path, limits)
+
+
+#: Of fsspec's own file systems those in whose paths nobody can write which host is asked.
+_STORES = {"file", "local", "memory", "s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "adl"}
+_STORES |= {"oci", "oss", "hdfs", "hf"}
+
+
+def _in_a_store(url: str) -> bool:
+    """Whether a URL names a file in an object store, of fsspec's or of a package that was added.
+
+    A manifest is data, and not to send requests through this machine's network: a chain such as
+    ``simplecache::http://…`` reads another place than it begins with.
+    """
+    from fsspec.registry import known_implementations
+
+    protocol = url.partition("://")[0].lower()
+    return "::" not in url and (protocol in _STORES or protocol not in known_implementations)
 
 
 def is_web_address(path: str) -> bool:

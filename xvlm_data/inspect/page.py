@@ -11,7 +11,6 @@ import base64
 import hashlib
 import html
 import json
-import os
 from collections.abc import Sequence
 from importlib.resources import files
 from pathlib import Path
@@ -24,6 +23,7 @@ from xvlm_data.inspect.gallery import choose_rows, gallery
 from xvlm_data.inspect.look import MAX_ROWS, Stage, look
 from xvlm_data.json_values import finite
 from xvlm_data.manifest import Manifest
+from xvlm_data.storage import write_bytes
 
 PICTURES = 120
 #: Bytes of all pictures as they are in the page; the rest of a page is far below a megabyte.
@@ -69,12 +69,12 @@ def write_page(
         rows = gallery(manifest, wanted, BUDGET, advance)
     data = {"version": __version__, "document": found.document, "rows": rows, "even": even}
     page = render(str(found.document["about"]["name"] or specs[0]), data)
-    partial = out.with_name(f".{out.name}.{os.getpid()}")
     try:
-        partial.write_bytes(page)
-        partial.replace(out)
+        if out.exists() and not out.is_file():  # a terminal, a pipe: not to be replaced by a file
+            out.write_bytes(page)
+        else:
+            write_bytes(out.resolve(), page)
     except OSError as error:
-        partial.unlink(missing_ok=True)
         raise UserError(
             f"{out}: cannot write ({error.strerror or error})", "choose another file for --html"
         ) from error

@@ -10,6 +10,7 @@ import click
 from click.core import ParameterSource
 
 from xvlm_data.errors import UserError
+from xvlm_data.option_types import Number
 
 _SOURCES = ("coco", "vg", "sbu", "cc3m", "objects365")
 _ANNOTATIONS_ONLY = ("openimages", "cc12m")
@@ -57,7 +58,7 @@ _OF_MINIATURES, _OF_ANNOTATIONS = ("images",), ("scale", "invalid")
 )
 @click.option(
     "--invalid",
-    type=click.FloatRange(0, 0.5),
+    type=Number(0, 0.5),
     default=0.002,
     help="With --annotations-only: the share of records of each kind that are spoilt.",
 )
@@ -142,7 +143,7 @@ def _miniatures(
         BarColumn(),
         MofNCompleteColumn(),
         TimeRemainingColumn(),
-        console=Console(stderr=True),
+        console=Console(stderr=True, markup=False),
     )
     with bar:
         task = bar.add_task("drawing", total=None)
@@ -165,7 +166,7 @@ def _miniatures(
                 f"{value} {kind}" for kind, value in numbers.items() if kind != "images"
             )
             table.add_row(str(out / name), split, str(numbers["images"]), rest)
-    Console().print(table)
+    Console(markup=False).print(table)
 
 
 def _annotations(
@@ -180,7 +181,7 @@ def _annotations(
 ) -> None:
     from rich.table import Table
 
-    from xvlm_data.console import Bars, stdout
+    from xvlm_data.console import Bars, say, stdout
     from xvlm_data.sample.annotations import SOURCES, TRUTH, Request, write_annotations
     from xvlm_data.sample.annotations.sizes import parse_scale
 
@@ -205,4 +206,4 @@ def _annotations(
                     numbers = (row["raw"], row["kept"], *left_out)
                     table.add_row(name, split, kind, *(f"{n:,}" for n in numbers))
     stdout.print(table)
-    stdout.print(f"what a build has to find, reason by reason: {out}/<source>/{TRUTH}")
+    say(f"what a build has to find, reason by reason: {out}/<source>/{TRUTH}")

@@ -51,9 +51,7 @@ class Pages:
 
     def entry(self, number: str) -> Entry:
         """The manifest of this number."""
-        if not number.isdecimal() or int(number) >= len(self.catalogue.entries):
-            raise _Bad("no such manifest", 404)
-        return self.catalogue.entries[int(number)]
+        return self.catalogue.entries[_number(number, len(self.catalogue.entries))]
 
     def about(self, given: Mapping[str, str]) -> Any:
         """All manifests, and how far they have been counted."""
@@ -189,7 +187,7 @@ def make_app(
     async def sql(request: Request) -> Response:
         try:
             body = json.loads(await _body(request))
-        except ValueError:
+        except (ValueError, RecursionError):
             raise _Bad("not JSON") from None
         if not isinstance(body, dict):
             raise _Bad("not an object")

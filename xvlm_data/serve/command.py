@@ -90,7 +90,7 @@ def serve_command(
     try:
         database = Database([(entry.name, entry.manifest) for entry in catalogue.entries])
     except UserError as error:
-        stderr.print(f"note: no SQL and no comparison: {error}", markup=False)
+        stderr.print(f"note: no SQL and no comparison: {error}")
         database = None
     sock, address = listen(host, port)
     if host not in LOOPBACK:

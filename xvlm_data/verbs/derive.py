@@ -23,7 +23,7 @@ from xvlm_data.errors import ManifestError, UserError
 from xvlm_data.journal import Journal
 from xvlm_data.manifest import Manifest, Shard
 from xvlm_data.schema import FIELDS, GRANULARITIES, IMAGE, manifest_schema
-from xvlm_data.storage import AnyPath, as_path
+from xvlm_data.storage import AnyPath, as_path, read_json
 from xvlm_data.write import SHARD_NAME, RejectsWriter, ShardWriter, check_out, move_into_place
 
 #: A file of a derived manifest is closed at whichever comes first.
@@ -339,5 +339,11 @@ def _check_place(out: AnyPath, inputs: Sequence[Manifest], *, force: bool) -> No
     if not force and (out / "manifest.json").exists():
         raise UserError(
             f"{out}: holds a manifest already", "give another --out, or --force to replace it"
+        )
+    plan = read_json(out / ".building" / "plan.json")
+    if not force and isinstance(plan, dict) and "verb" not in plan:
+        raise UserError(
+            f"{out}: an unfinished build lies there",
+            "finish it, give another --out, or --force to forget it",
         )
     check_out(out, "", force=force)

@@ -35,7 +35,8 @@ def parts_at_random(
     Raises:
         UserError: shares that are negative or do not add up to 1.
     """
-    if any(share <= 0 for share in shares.values()) or abs(sum(shares.values()) - 1) > 1e-9:
+    adding_up = abs(sum(shares.values()) - 1) <= 1e-9  # which what is no number does not
+    if not adding_up or any(share <= 0 for share in shares.values()):
         raise UserError(
             f"shares {', '.join(f'{n}={s:g}' for n, s in shares.items())} do not add up to 1",
             "for instance --part train=0.95 --part val=0.05",

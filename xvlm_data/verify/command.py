@@ -7,6 +7,8 @@ from pathlib import Path
 
 import click
 
+from xvlm_data.option_types import Number
+
 
 @click.command("verify")
 @click.option(
@@ -25,7 +27,7 @@ import click
 )
 @click.option(
     "--scale",
-    type=click.FloatRange(0, min_open=True),
+    type=Number(0, min_open=True),
     default=1.0,
     show_default=True,
     help="Expected counts are multiplied by this, for synthetic releases of that scale.",

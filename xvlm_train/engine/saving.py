@@ -123,7 +123,7 @@ class Saver:
             if partial is not None:
                 self._write_extras(partial)
                 path = checkpoint.commit(self._run, partial, state, self._keep)
-                self._say(f"[dim]saved {path}[/]")
+                self._say(f"saved {path}")
         except SafetensorError as error:  # safetensors wraps the operating system's errors
             self._error = OSError(f"{partial}: {error}")
         except BaseException as error:  # told by the training thread

@@ -52,8 +52,8 @@ def packed_layer(layer: Any, states: Tensor, *call: Any) -> Tensor:
 def _compiled(
     function: Callable[..., Tensor], backend: Any, dynamic: bool, graphs: bool = False
 ) -> Callable[..., Any]:
-    # Sizes that are equal in a first batch by chance would be one number to its graph, and the first
-    # batch in which they differ would need another graph. torch names this switch when it tells so.
+    # Sizes that are equal in a first batch by chance would be one number to its graph, and a batch
+    # in which they differ would need another graph. torch names this switch where it tells of it.
     shapes.use_duck_shape = False
     compiled: Callable[..., Any] = torch.compile(
         function,
