@@ -147,6 +147,21 @@ def test_resuming_goes_on_bit_for_bit(whole: Path, tmp_path: Path) -> None:
         assert all(torch.equal(ours[key], theirs[key]) for key in ours)
 
 
+def test_resuming_with_convolutions_goes_on_bit_for_bit(data: Path, tmp_path: Path) -> None:
+    """Their weights lie channels last, and so must the moments that the update walks beside them."""
+    convolutions = ["model.vision.name=resnet10t", "model.vision.kwargs={}", "train.save_every=2"]
+    whole, rest = tmp_path / "whole", tmp_path / "rest"
+    settings = [*SETTINGS, *convolutions, "model.vision.image_size=64", "data.image_size=64"]
+    result = xvlm(*arguments(data, whole, "--steps", "4", settings=settings))
+    assert result.exit_code == 0, result.stderr
+    half = whole / "checkpoints" / "step_00000002"
+    assert xvlm("pretrain", "--resume", str(half), "--out", str(rest)).exit_code == 0
+    for name in ("model.safetensors", "optimizer.safetensors"):
+        ours = load_file(rest / "checkpoints" / "step_00000004" / name)
+        theirs = load_file(whole / "checkpoints" / "step_00000004" / name)
+        assert all(torch.equal(ours[key], theirs[key]) for key in theirs), name
+
+
 def test_ctrl_c_saves_and_resume_auto_goes_on(data: Path, whole: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
     val = str(data / "val.parquet")

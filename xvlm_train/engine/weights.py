@@ -157,8 +157,14 @@ def load_optimizer(
                     f" not {list(whole[name].shape)}",
                     "use the configuration it was trained with",
                 )
-            device = parameter.device if entry != "step" or group.get("fused") else "cpu"
-            optimizer.state[parameter][entry] = local_part(value).to(device)
+            if entry == "step":
+                device = parameter.device if group.get("fused") else "cpu"
+                optimizer.state[parameter][entry] = value.to(device)
+                continue
+            # Laid out as the parameter is, channels last or not: the fused update walks over their
+            # memory side by side.
+            moment = torch.empty_like(local_part(parameter), dtype=value.dtype)
+            optimizer.state[parameter][entry] = moment.copy_(local_part(value))
     if states:
         raise UserError(
             f"{path}: moments of {len(states)} unknown parameters, such as {min(states)}",
