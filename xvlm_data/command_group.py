@@ -21,6 +21,7 @@ _ADVICE = {
     errno.EPERM: "check its permissions, or choose another place",
     errno.EROFS: "choose a place that can be written to",
     errno.ENOTDIR: "one part of this path is a file",
+    errno.EEXIST: "something else lies there; choose another name",
     errno.EISDIR: "a file is needed here, not a folder",
     errno.ENOENT: "check the path",
     errno.ENAMETOOLONG: "choose a shorter name",

@@ -7,6 +7,7 @@ this order. Every key is checked against the tree, every value against its type.
 from __future__ import annotations
 
 import difflib
+import math
 import re
 import typing
 from collections.abc import Mapping, Sequence
@@ -42,6 +43,13 @@ class OptimConfig:
     ema: float = 0.0  # decay of the average of the weights an update; 0: none
 
     def __post_init__(self) -> None:
+        for name in ("lr", "new_lr_multiple", "eps", "weight_decay"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise UserError(f"optim.{name} is {getattr(self, name)}", "a number, at least 0")
+        if not self.clip_norm > 0:
+            raise UserError(f"optim.clip_norm is {self.clip_norm}", "above 0; .inf: no clipping")
+        if not all(0 <= beta < 1 for beta in self.betas):
+            raise UserError(f"optim.betas is {list(self.betas)}", "give 0 to 1, not 1")
         if not 0 < self.layer_decay <= 1:
             raise UserError(f"optim.layer_decay is {self.layer_decay}", "give 0 to 1, not 0")
         if not 0 <= self.ema < 1:
@@ -104,6 +112,8 @@ class TrainConfig:
         ):
             _at_least(f"train.{name}", getattr(self, name), 1)
         _at_least("train.eval_every", self.eval_every, 0)
+        if not 0 <= self.seed < 2**63:
+            raise UserError(f"train.seed is {self.seed}", "give 0 to 2^63 - 1")
         _at_least("train.keep_every", self.keep_every, 0)
         for name in ("spike_sigmas", "hang_seconds"):
             if getattr(self, name) < 0:
@@ -148,6 +158,12 @@ class PretrainConfig:
             raise UserError(
                 f"model.vision.image_size is {model}, data.image_size is {data}",
                 "set both to the same",
+            )
+        if self.data.max_tokens > self.model.text.max_positions:
+            raise UserError(
+                f"data.max_tokens is {self.data.max_tokens}, and model.text.max_positions"
+                f" {self.model.text.max_positions}",
+                "a model has a position for every token",
             )
 
 

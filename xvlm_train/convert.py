@@ -62,12 +62,15 @@ def import_command(
     from rich.console import Console
 
     from xvlm_train.data.tokenizer import Tokenizer
-    from xvlm_train.model.official import import_official
+    from xvlm_train.model.official import WORDS, import_official, official_name
     from xvlm_train.model.xvlm import XVLM
     from xvlm_train.saved import at_image_size, save_pretrained
 
     state = read_official(official)
     config = _configuration(preset, config_file, overrides)
+    words = state.get(official_name(WORDS))
+    if words is not None:  # the one size that follows from the tokenizer, not from the net
+        config.model.text.vocab = len(words)
     if image_size is not None:
         config = at_image_size(config, image_size)
     chosen = None
@@ -154,8 +157,10 @@ def export_command(source: Path, out: Path, ema: bool, dtype: str) -> None:
     partial = out.with_name(f".{out.name}.partial")
     try:
         if out.suffix == ".safetensors":
-            # One copy each: the format has no tied entries.
-            save_file({name: value.clone() for name, value in entries.items()}, partial)
+            # One copy each, as the format has no tied entries, and row by row.
+            row_by_row = torch.contiguous_format
+            copies = {n: v.clone(memory_format=row_by_row) for n, v in entries.items()}
+            save_file(copies, partial)
         else:
             torch.save({"model": entries}, partial)
         partial.replace(out)

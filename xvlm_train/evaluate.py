@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import click
 from rich.console import Console
 from rich.table import Table
 
 from xvlm_data.errors import UserError
+from xvlm_data.json_values import finite
 from xvlm_train.data.rejects import Reject, told
 
 
@@ -69,8 +71,9 @@ def evaluate_command(
 
             drawn = draw_grounding(evaluator, held_out, *pictures)
     if as_json:
-        report = {"checkpoint": str(saved.path), "step": saved.step, **values}
-        click.echo(json.dumps(report | {"rejects": [reject._asdict() for reject in rejects]}))
+        report: dict[str, Any] = {"checkpoint": str(saved.path), "step": saved.step, **values}
+        report["rejects"] = [reject._asdict() for reject in rejects]
+        click.echo(json.dumps(finite(report)))
         return
     console.print(results_table(values, f"{saved.path} (step {saved.step})", rejects))
     if pictures:

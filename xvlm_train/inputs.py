@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from xvlm_data.errors import UserError
 from xvlm_data.manifest import Manifest, open_manifest
+from xvlm_data.recipe import read_recipe
 from xvlm_train.config import PretrainConfig
 from xvlm_train.data.entries import find_recipe, recipe_entries
 from xvlm_train.data.stream import Stream
@@ -98,6 +99,14 @@ def make_streams(
                 raise
             raise UserError(error.what, _WITHOUT[name]) from None
     return streams
+
+
+def fingerprints(inputs: Inputs, streams: dict[str, Stream]) -> dict[str, list[str]]:
+    """What the streams of a run read, and how often: what a resumed run must find again."""
+    found = {name: [e.fingerprint for e in stream.entries] for name, stream in streams.items()}
+    if recipe := find_recipe(inputs.shared):
+        found["recipe"] = [f"probability {read_recipe(recipe).streams.multi_grained.probability}"]
+    return found
 
 
 def distinct(manifests: Sequence[Manifest]) -> list[Manifest]:

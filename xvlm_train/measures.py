@@ -14,7 +14,8 @@ RECALL_AT = (1, 5, 10)
 def ranks_of_best(similarity: Tensor, positive: Tensor) -> Tensor:
     """For each row, how many wrong columns come before its best right one; ties count half.
 
-    Half, so that a model whose features are all equal lands in the middle and not in front.
+    Half, so that a model whose features are all equal lands in the middle and not in front. What is
+    not a number comes before everything that is one, and behind where it is the right one's.
 
     Args:
         similarity: [Q, C].
@@ -25,7 +26,7 @@ def ranks_of_best(similarity: Tensor, positive: Tensor) -> Tensor:
     """
     best = similarity.masked_fill(~positive, -math.inf).amax(1, keepdim=True)
     wrong = ~positive
-    before = ((similarity > best) & wrong).sum(1)
+    before = (~(similarity <= best) & wrong).sum(1)
     level = ((similarity == best) & wrong).sum(1)
     return before + level / 2
 

@@ -9,9 +9,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
@@ -190,15 +192,18 @@ def concept_keys(batch: Batch, part: int = 0) -> Tensor:
         batch: or a part of one.
         part: its place, so that images of other parts are others.
     """
-    powers = torch.from_numpy(_POWERS).to(batch.text_ids.device, non_blocking=True)
+    longest = max(batch.text_ids.shape[1], 1 + batch.patch_mask.shape[1])
+    powers = torch.from_numpy(_powers(longest)).to(batch.text_ids.device, non_blocking=True)
     text = (batch.text_ids * powers[: batch.text_ids.shape[1]]).sum(1)
     patches = (batch.patch_mask.long() * powers[1 : 1 + batch.patch_mask.shape[1]]).sum(1)
     image = (batch.image_index + 1 + (part << 24) + (_rank() << 40)) * powers[1]
     return torch.stack([text, patches ^ image], dim=1)
 
 
-#: Of a polynomial modulo 2^64, in the places of the tokens or patches.
-_POWERS = np.cumprod(np.full(1024, 0x9E3779B97F4A7C15, dtype=np.uint64)).astype(np.int64)
+@cache
+def _powers(count: int) -> npt.NDArray[np.int64]:
+    """[count], of a polynomial modulo 2^64 in the places of tokens or patches."""
+    return np.cumprod(np.full(count, 0x9E3779B97F4A7C15, dtype=np.uint64)).astype(np.int64)
 
 
 def same_pairs(keys: Tensor) -> Tensor:

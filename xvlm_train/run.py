@@ -23,12 +23,12 @@ from xvlm_train.data.evaluation import EvalSet
 from xvlm_train.data.loader import batches
 from xvlm_train.data.stream import Stream
 from xvlm_train.data.tokenizer import Tokenizer, training_texts
-from xvlm_train.engine import distributed, sharding
+from xvlm_train.engine import checkpoint, distributed, sharding
 from xvlm_train.engine.checkpoint import EMA, MODEL, OPTIMIZER, Checkpoint, Retention
 from xvlm_train.engine.distributed import World
 from xvlm_train.engine.ema import WeightAverage
 from xvlm_train.engine.loop import IMAGE_TEXT, MULTI_GRAINED, Precision, Settings, Trainer
-from xvlm_train.engine.metrics import Log
+from xvlm_train.engine.metrics import METRICS_FILE, Log, read_metrics
 from xvlm_train.engine.optim import adamw, parameter_groups
 from xvlm_train.engine.preemption import Stop
 from xvlm_train.engine.saving import Saver
@@ -44,7 +44,7 @@ from xvlm_train.engine.weights import (
 )
 from xvlm_train.evaluate import results_table
 from xvlm_train.evaluator import Evaluator
-from xvlm_train.inputs import Inputs, distinct, make_streams, open_inputs
+from xvlm_train.inputs import Inputs, distinct, fingerprints, make_streams, open_inputs
 from xvlm_train.model.official import official_name
 from xvlm_train.model.pretrained import initialise
 from xvlm_train.model.xvlm import XVLM
@@ -90,15 +90,11 @@ class Run:
         self.init = init
         self.precision = precision_for(config.train.precision, world.device)
         opened = open_inputs(inputs)
-        self.fingerprints = {
-            name: [manifest.fingerprint for manifest in manifests]
-            for name, manifests in opened.items()
-            if name != "held_out"
-        }
         self.tokenizer = self._make_tokenizer([*opened[IMAGE_TEXT], *opened[MULTI_GRAINED]])
         self.model = self._make_model()
         self.start_step = resume.step if resume else 0
         self.streams = make_streams(inputs, opened, config, self.tokenizer, self.model.grid)
+        self.fingerprints = fingerprints(inputs, self.streams)
         self._compare_data(allowed)
         self._first_batches = self._place()
         self.held_out = (
@@ -126,6 +122,8 @@ class Run:
                 return self.trainer.fit()
             (self.folder / CONFIG_FILE).write_text(dump_config(self.config), encoding="utf-8")
             train = self.config.train
+            if self.resume is not None:
+                checkpoint.go_on_from(self.resume, self.folder)
             with Log(
                 self.folder,
                 resume_step=self.start_step,
@@ -242,6 +240,7 @@ class Run:
             watchdog=self.watchdog,
             gradients=gradients,
             start_step=self.start_step,
+            owes_evaluation=self._owes_evaluation(),
         )
         if self.resume:
             trainer.load_state(self.resume.state["loop"])
@@ -345,6 +344,17 @@ class Run:
         (folder / CONFIG_FILE).write_text(dump_config(self.config), encoding="utf-8")
         self.tokenizer.save(folder / TOKENIZER_FOLDER)
 
+    def _owes_evaluation(self) -> bool:
+        """Whether the run that goes on was killed in the evaluation after this checkpoint."""
+
+        def owes() -> bool:
+            if not self.resume or not (self.folder / METRICS_FILE).exists():
+                return False
+            steps = (line for line in read_metrics(self.folder) if line["step"] == self.start_step)
+            return not any(name.startswith("eval/") for line in steps for name in line)
+
+        return self.held_out is not None and distributed.on_main(owes)
+
     def _evaluate(self) -> dict[str, float]:
         """Measures of the held-out data, on the main rank; the others wait for it."""
         values = self._measure("held out")
@@ -364,7 +374,11 @@ class Run:
         if not self.world.is_main:
             return {}
         evaluator = Evaluator(model, self.tokenizer, self.config.data.max_tokens)
-        values = evaluator.measure(self.held_out)
+        try:
+            values = evaluator.measure(self.held_out)
+        except UserError as error:  # of the held-out data: no reason to end the training
+            self.console.print(f"not evaluated: {error}", style="yellow")
+            return {}
         self.console.print(results_table(values, title, self.held_out.rejects))
         return values
 
@@ -372,14 +386,18 @@ class Run:
         """Refuse a resumed run that does not read what the first part read; say what differs.
 
         Raises:
-            UserError: other manifests, and not allowed to be.
+            UserError: other manifests, or others of their texts, and not allowed to be.
         """
         if not self.resume:
             return
         before = self.resume.state["data"]
-        other = [name for name, prints in before.items() if self.fingerprints[name] != prints]
+        now = self.fingerprints
+        other = [name for name in before if name in now and now[name] != before[name]]
         if other:
-            change = f"those of {' and '.join(other)} are not the ones the run began with"
+            change = (
+                f"those of {' and '.join(other)} are not the ones the run began with, or the"
+                " recipe reads them otherwise"
+            )
             refuse_silent({"manifests": change}, allowed)
             self.console.print(f"changed: manifests: {change}", style="yellow")
         size = self.resume.state["world_size"]

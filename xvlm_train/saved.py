@@ -67,7 +67,7 @@ def load_saved(path: Path, device: torch.device, *, average: bool = False) -> Sa
     config = load_config(files=[found.path / CONFIG_FILE])
     model = XVLM(config.model)
     load_model(found, model, EMA if average else MODEL)
-    tokenizer = Tokenizer.load(found.path / TOKENIZER_FOLDER)
+    tokenizer = _fitting(Tokenizer.load(found.path / TOKENIZER_FOLDER), config, found.path)
     return Saved(found.path, found.step, config, tokenizer, model.eval().to(device))
 
 
@@ -136,8 +136,19 @@ def from_pretrained(
     model = XVLM(config.model)
     load_weights(folder, model)
     has_tokenizer = (folder / "tokenizer.json").exists() or (folder / "vocab.txt").exists()
-    tokenizer = Tokenizer.load(folder) if has_tokenizer else None
+    tokenizer = _fitting(Tokenizer.load(folder), config, folder) if has_tokenizer else None
     return Saved(folder, None, config, tokenizer, model.eval().to(device))
+
+
+def _fitting(tokenizer: Tokenizer, config: PretrainConfig, folder: Path) -> Tokenizer:
+    """The tokenizer, all of whose ids the model knows."""
+    if tokenizer.vocab_size > config.model.text.vocab:
+        raise UserError(
+            f"{folder}: its tokenizer has {tokenizer.vocab_size} tokens, its model"
+            f" {config.model.text.vocab}",
+            "put back the tokenizer that it was trained with",
+        )
+    return tokenizer
 
 
 def locate(name: str | Path) -> Path:

@@ -24,7 +24,7 @@ def small_config(**text: float | str | None) -> ModelConfig:
         "heads": 2,
         "intermediate": 24,
         "vocab": VOCAB,
-        "max_positions": 8,
+        "max_positions": 40,
     }
     return ModelConfig(vision, TextConfig(**(sizes | text)), embed_dim=8)
 

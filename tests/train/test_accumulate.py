@@ -178,6 +178,18 @@ def test_keys_are_equal_for_equal_texts_and_equal_views_only() -> None:
     assert torch.equal(across[..., 0].diagonal(), torch.ones(6, dtype=torch.bool))
 
 
+def test_keys_of_many_patches() -> None:
+    batch = random_batch(2, 3, 3, seed=4)
+    batch.patch_mask = torch.ones(3, 1 + 48 * 48)
+    batch.patch_mask[1, -1] = 0
+    batch.image_index[:] = 0
+    assert same_pairs(concept_keys(batch)).tolist() == [
+        [True, False, True],
+        [False, True, False],
+        [True, False, True],
+    ]
+
+
 def test_same_texts_are_never_drawn_as_negatives() -> None:
     batch = RANKS[0]
     same = same_pairs(concept_keys(batch))

@@ -22,9 +22,9 @@ from tests.train import small_manifests
 from tests.train.small_models import small_config
 from xvlm_data.errors import UserError
 from xvlm_train.commands import main
-from xvlm_train.config import PretrainConfig, load_config
+from xvlm_train.config import PretrainConfig, dump_config, load_config
 from xvlm_train.convert import read_official
-from xvlm_train.model.official import to_official
+from xvlm_train.model.official import official_name, our_name, to_official
 from xvlm_train.model.xvlm import XVLM
 from xvlm_train.saved import from_pretrained, load_saved, save_pretrained
 
@@ -232,6 +232,54 @@ def test_a_vit_grows_with_its_images(tmp_path: Path) -> None:
     torch.testing.assert_close(plane.mean(), torch.tensor(1.5))
     rest = {k: v for k, v in model.state_dict().items() if not k.endswith("pos_embed")}
     assert all(torch.equal(grown.state_dict()[key], value) for key, value in rest.items())
+
+
+@pytest.mark.parametrize("form", [".th", ".safetensors"])
+def test_a_convolutional_net_out_and_in_is_the_identity(form: str, tmp_path: Path) -> None:
+    """Its positions lie beside the backbone, and its weights channels last."""
+    config, tokenizer = config_of(name="resnet10t", kwargs={}), small_manifests.tokenizer()
+    config.model.text.vocab = tokenizer.vocab_size
+    model = XVLM(config.model)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.uniform_()
+    save_pretrained(tmp_path / "m", model, config, tokenizer)
+    dump = tmp_path / "config.yaml"
+    dump.write_text(dump_config(config))
+    out = tmp_path / f"w{form}"
+    assert xvlm("export", tmp_path / "m", "--out", out).exit_code == 0
+    again = (
+        "import",
+        out,
+        "--config",
+        dump,
+        "--tokenizer",
+        tmp_path / "m",
+        "--out",
+        tmp_path / "a",
+    )
+    done = xvlm(*again, "--tokenizer", tmp_path / "m")
+    assert done.exit_code == 0, done.stderr
+    found = from_pretrained(tmp_path / "a").model.state_dict()
+    assert all(torch.equal(found[key], value) for key, value in model.state_dict().items())
+
+
+def test_positions_beside_a_net_are_not_those_in_it() -> None:
+    config = config_of(
+        name="vit_tiny_patch16_224",
+        kwargs={"embed_dim": 12, "depth": 1, "num_heads": 2},
+        position="learned",
+    )
+    model = XVLM(config.model)
+    assert len(to_official(model)) >= len(model.state_dict())
+    assert {our_name(official_name(name)) for name in model.state_dict()} == {*model.state_dict()}
+
+
+def test_a_tokenizer_of_more_tokens_than_the_model_is_told(tmp_path: Path) -> None:
+    model = XVLM(config_of().model)  # 50
+    save_pretrained(tmp_path / "m", model, config_of(), small_manifests.tokenizer())
+    with pytest.raises(UserError, match="its model 50; put back the tokenizer"):
+        from_pretrained(tmp_path / "m")
 
 
 def test_a_folder_of_the_hub_layout_is_the_model(tmp_path: Path) -> None:

@@ -69,6 +69,19 @@ def test_equal_features_are_no_success() -> None:
     assert values["text_to_image_r5"] == values["image_to_text_r1"] == 0
 
 
+def test_features_that_are_no_numbers_are_no_success() -> None:
+    torch.manual_seed(0)
+    good = unit(20, torch.Generator().manual_seed(0))
+    assert measures.retrieval(good, good, torch.arange(20))["text_to_image_r1"] == 1
+    bad = good.clone()
+    bad[0] = math.nan
+    values = measures.retrieval(bad, good, torch.arange(20))
+    assert values["image_to_text_r1"] == pytest.approx(19 / 20)
+    assert values["text_to_image_r1"] == 0  # something that is no number before each
+    values = measures.retrieval(torch.full_like(good, math.nan), good, torch.arange(20))
+    assert {values[f"{way}_r10"] for way in ("text_to_image", "image_to_text")} == {0}
+
+
 def test_iou_by_hand() -> None:
     # Two unit squares that share a quarter: 0.25 / 1.75.
     box = torch.tensor([0.5, 0.5, 1.0, 1.0])

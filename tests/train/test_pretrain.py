@@ -13,10 +13,12 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import psutil
+import pyarrow.parquet as pq
 import pytest
 import torch
 from click.testing import CliRunner, Result
@@ -25,8 +27,11 @@ from safetensors.torch import load_file
 from tests.train import small_manifests as small
 from tests.train.test_evaluate import SHRUNK
 from xvlm_train.commands import main
+from xvlm_train.data.entries import recipe_entries
 from xvlm_train.engine import checkpoint, saving
+from xvlm_train.engine.loop import Trainer
 from xvlm_train.engine.metrics import read_metrics
+from xvlm_train.evaluator import Evaluator
 
 LOSSES = {"contrastive", "matching", "mlm", "total"}
 BOX_LOSSES = {"box_l1", "box_giou"}
@@ -148,7 +153,7 @@ def test_resuming_goes_on_bit_for_bit(whole: Path, tmp_path: Path) -> None:
 
 
 def test_resuming_with_convolutions_goes_on_bit_for_bit(data: Path, tmp_path: Path) -> None:
-    """Their weights lie channels last, and so must the moments that the update walks beside them."""
+    """Their weights lie channels last, and so must the moments beside them."""
     convolutions = ["model.vision.name=resnet10t", "model.vision.kwargs={}", "train.save_every=2"]
     whole, rest = tmp_path / "whole", tmp_path / "rest"
     settings = [*SETTINGS, *convolutions, "model.vision.image_size=64", "data.image_size=64"]
@@ -229,6 +234,120 @@ def test_other_manifests_are_refused_unless_told(whole: Path, data: Path, tmp_pa
         *("--manifest", str(data / "boxed.parquet")),
     )
     assert "manifests: those of image_text" in told and "--allow-change manifests" in told
+
+
+RECIPE = """\
+name: two
+sources:
+  boxed: {manifest: boxed.parquet}
+  captions: {manifest: captions.parquet}
+streams:
+  image_text:
+    entries: [{source: captions, granularity: [image]}]
+  multi_grained:
+    probability: 0.6
+    entries: [{source: boxed, granularity: [region], weight: 1}]
+"""
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "told"),
+    [
+        ("[region], weight", "[object], weight", "multi_grained"),
+        ("weight: 1", "weight: 1, largest: 1", "multi_grained"),
+        ("probability: 0.6", "probability: 0.1", "recipe"),
+        ("name: two", "name: again", None),
+    ],
+)
+def test_another_recipe_is_refused(
+    data: Path, tmp_path: Path, before: str, after: str, told: str | None
+) -> None:
+    for name in ("boxed.parquet", "captions.parquet"):
+        shutil.copy(data / name, tmp_path)
+    recipe, run = tmp_path / "recipe.yaml", tmp_path / "run"
+    recipe.write_text(RECIPE)
+    settings = [part for setting in SETTINGS[:-1] for part in ("--set", setting)]
+    start = ("pretrain", "--recipe", str(recipe), "--out", str(run), *settings, "--steps", "1")
+    assert xvlm(*start).exit_code == 0
+    assert RECIPE.count(before) == 1
+    recipe.write_text(RECIPE.replace(before, after))
+    recipe_entries.cache_clear()  # as in another process
+    on = ("pretrain", "--resume", str(run), "--steps", "2")
+    if told is None:
+        assert xvlm(*on).exit_code == 0
+    else:
+        assert f"manifests: those of {told} are not the ones" in refused(*on)
+        assert xvlm(*on, "--allow-change", "manifests").exit_code == 0
+
+
+def test_a_failing_evaluation_ends_no_training(data: Path, tmp_path: Path) -> None:
+    val, run = tmp_path / "val.parquet", tmp_path / "run"
+    small.write(val, small.boxed(6), row_group_size=2)
+    content = bytearray(val.read_bytes())
+    columns = pq.read_metadata(val).row_group(2)  # the manifest opens, and this cannot be read
+    for number in range(columns.num_columns):
+        page = columns.column(number).data_page_offset
+        content[page : page + 20] = bytes(20)
+    val.write_bytes(content)
+    often = ("--set", "train.eval_every=1", "--set", "train.save_every=100")
+    result = xvlm(*arguments(data, run, "--steps", "2", "--val-manifest", str(val), *often))
+    assert result.exit_code == 0, result.stderr
+    assert result.stderr.count("not evaluated: ") == 2
+    assert (run / "checkpoints" / "step_00000002").is_dir()
+
+
+def test_a_run_killed_in_its_evaluation_makes_up_for_it(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Killed(BaseException):
+        pass
+
+    def killed(self: Evaluator, items: Any) -> dict[str, float]:
+        raise Killed
+
+    run, val = tmp_path / "run", str(data / "val.parquet")
+    every = ("--set", "train.eval_every=2", "--set", "train.save_every=2")
+    command = arguments(data, run, "--steps", "4", "--val-manifest", val, *every)
+    with monkeypatch.context() as patched:
+        patched.setattr(Evaluator, "measure", killed)
+        with pytest.raises(Killed):
+            xvlm(*command)
+    wait_for(lambda: (run / "checkpoints" / "latest").exists())
+    assert xvlm("pretrain", "--resume", str(run)).exit_code == 0
+    evaluated = [line["step"] for line in read_metrics(run) if "eval/images" in line]
+    assert evaluated == [2, 4]
+    assert xvlm("pretrain", "--resume", str(run), "--steps", "6").exit_code == 0
+    evaluated = [line["step"] for line in read_metrics(run) if "eval/images" in line]
+    assert evaluated == [2, 4, 6]
+
+
+def test_going_back_leaves_what_came_after_behind(whole: Path, tmp_path: Path) -> None:
+    """Killed before it saves again, the run goes on from where it was put."""
+    run = tmp_path / "run"
+    shutil.copytree(whole, run)
+
+    class Killed(BaseException):
+        pass
+
+    def killed(*_: object) -> None:
+        raise Killed
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(Trainer, "_step", killed)
+        with pytest.raises(Killed):
+            xvlm("pretrain", "--resume", str(run / "checkpoints" / "step_00000003"))
+    assert {line["step"] for line in read_metrics(run)} == {1, 2, 3}
+    result = xvlm("pretrain", "--resume", str(run))
+    assert "going on from step 3" in result.stderr
+    steps = [line["step"] for line in read_metrics(run) if "lr" in line]
+    assert steps == [1, 2, 3, 4, 5, 6]
+
+
+def wait_for(condition: Callable[[], bool]) -> None:
+    end = time.monotonic() + 30
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.05)
 
 
 def test_two_ranks_train_one_model(data: Path, tmp_path: Path) -> None:

@@ -30,6 +30,12 @@ def test_ranks_that_find_nobody_say_so_in_one_line(monkeypatch: pytest.MonkeyPat
         distributed.join()
 
 
+@pytest.mark.parametrize("name", ["meta", "xpu", "nonsense", "mps:7"])
+def test_what_is_no_device_here_is_told(name: str) -> None:
+    with pytest.raises(UserError, match="use auto, cpu or cuda"):
+        distributed.choose_device(name)
+
+
 def test_each_start_has_a_name_that_only_its_ranks_know() -> None:
     store = dist.HashStore()
     store.set("hello/2", "of a rank that died before it was answered")

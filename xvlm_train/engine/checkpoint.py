@@ -104,13 +104,24 @@ def commit(run: Path, partial: Path, state: dict[str, Any], keep: Retention) -> 
     if final.exists():  # the same step of a run that was resumed from before it
         final.rename(replaced)
     partial.rename(final)
-    pointer = folder / f".{LATEST}.partial"
-    pointer.write_text(final.name + "\n", encoding="utf-8")
-    pointer.replace(folder / LATEST)
-    _sync_folder(folder)
+    _point_to(final)
     shutil.rmtree(replaced, ignore_errors=True)
     _forget(folder, state["step"], keep)
     return final
+
+
+def go_on_from(found: Checkpoint, run: Path) -> None:
+    """Leave what came after a checkpoint of the run behind, though it has saved nothing new yet."""
+    if found.path.resolve().parent == (run / FOLDER).resolve():
+        _point_to(found.path)
+
+
+def _point_to(final: Path) -> None:
+    """Let the run's newest checkpoint be this one."""
+    pointer = final.with_name(f".{LATEST}.partial")
+    pointer.write_text(final.name + "\n", encoding="utf-8")
+    pointer.replace(final.with_name(LATEST))
+    _sync_folder(final.parent)
 
 
 def discard(partial: Path) -> None:

@@ -138,6 +138,8 @@ class Trainer:
         average: of the weights.
         watchdog: told where this rank is.
         gradients: of the model; the optimiser's by default.
+        owes_evaluation: the run was killed between the checkpoint of ``start_step`` and the
+            evaluation that follows it; equal on all ranks.
     """
 
     world: World
@@ -154,6 +156,7 @@ class Trainer:
     watchdog: Watchdog | None = None
     gradients: Gradients | None = None
     start_step: int = 0
+    owes_evaluation: bool = False
     scaler: torch.amp.GradScaler = field(init=False)
 
     def __post_init__(self) -> None:
@@ -201,6 +204,8 @@ class Trainer:
         window_start = time.monotonic()
         self.model.train()
         with stop_flag() as wanted:
+            if self.owes_evaluation and self._evaluates(step):
+                self._evaluate(step)
             while step < settings.steps:
                 self._step(step)
                 step += 1
@@ -212,18 +217,22 @@ class Trainer:
                 if save or step % settings.log_every == 0:
                     self._close_window(step, time.monotonic() - window_start)
                     window_start = time.monotonic()
-                if last or (settings.eval_every and step % settings.eval_every == 0 and not stop):
-                    self._evaluate(step)
-                    window_start = time.monotonic()
                 if save and stop != Stop.SAVE_FAILED:
                     self._at(step, "saving")
                     self.save(step, self.state())
+                if last or (self._evaluates(step) and not stop):
+                    self._evaluate(step)
+                    window_start = time.monotonic()
                 if stop:
                     break
             agreement.finish()
             self._at(step, "writing the last checkpoint")
             self.saves.finish()
         return step, stop
+
+    def _evaluates(self, step: int) -> bool:
+        every = self.settings.eval_every
+        return bool(every) and step % every == 0
 
     def _at(self, step: int, doing: str) -> None:
         if self.watchdog is not None:
@@ -336,6 +345,7 @@ class Trainer:
     def _evaluate(self, step: int) -> None:
         if self.evaluate is None:
             return
+        self.saves.before_update()  # averaged weights take the place of the model's
         if self.watchdog is not None:
             with self.watchdog.paused(step, "after the evaluation"):
                 values = self.evaluate()

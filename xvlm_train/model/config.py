@@ -9,6 +9,10 @@ from typing import Any, Literal
 from xvlm_data.errors import UserError
 
 SameText = Literal["keep", "ignore", "positive"]
+#: Arguments of timm that are about files and ways to run, beside those that begin ``pretrained``.
+_LOADING = frozenset(
+    ["checkpoint_path", "cache_dir", "scriptable", "exportable", "no_jit", "features_only"]
+)
 
 
 @dataclass
@@ -27,6 +31,16 @@ class VisionConfig:
     """Stochastic depth of the last block; 0 for backbones that have none."""
     position: Literal["auto", "none", "learned"] = "auto"
     """Position embedding and LayerNorm after the backbone; auto = for convolutional nets only."""
+
+    def __post_init__(self) -> None:
+        # timm would load weights in its own way, a pickle among them; and configurations come with
+        # models from elsewhere.
+        for name in self.kwargs:
+            if name.startswith("pretrained") or name in _LOADING:
+                raise UserError(
+                    f"model.vision.kwargs.{name} is no argument of a net",
+                    "weights to start from are named by model.vision.pretrained",
+                )
 
 
 @dataclass
@@ -52,6 +66,10 @@ class TextConfig:
     """Initial weights: a Hugging Face name, a local folder, a .safetensors file; none = random."""
 
     def __post_init__(self) -> None:
+        sizes = ("hidden", "layers", "heads", "intermediate", "vocab", "max_positions")
+        for name in (*sizes, "token_types"):
+            if getattr(self, name) < 1:
+                raise UserError(f"model.text.{name} is {getattr(self, name)}", "at least 1")
         if self.hidden % self.heads:
             raise UserError(
                 f"text.hidden {self.hidden} is not a multiple of text.heads {self.heads}",
@@ -74,6 +92,10 @@ class ModelConfig:
     """Width E of the contrastive space."""
     temperature: float = 0.07
     """Initial contrastive temperature."""
+
+    def __post_init__(self) -> None:
+        if self.embed_dim < 1:
+            raise UserError(f"model.embed_dim is {self.embed_dim}", "at least 1")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -21,13 +21,15 @@ from xvlm_train.model.xvlm import XVLM
 _OFFICIAL_MERGE = re.compile(r"^vision_encoder\.layers\.(\d+)\.downsample\.")
 #: Ends of the names of what follows from image and window size.
 _BUFFERS = (".relative_position_index", ".attn_mask", ".position_ids")
+#: What lies beside our backbones. The reference has none, and some backbones have one inside.
+_BESIDE = re.compile(r"^vision_encoder\.(?=pos_embed$|pos_norm\.)")
 _OUR_MERGE = re.compile(r"^vision_encoder\.backbone\.layers\.(\d+)\.downsample\.")
 
+#: A row for each token of the vocabulary.
+WORDS = "text_encoder.bert.embeddings.word_embeddings.weight"
 #: Entries that repeat a parameter: the decoder is tied to the word embeddings.
 ALIASES = {
-    "text_encoder.cls.predictions.decoder.weight": (
-        "text_encoder.bert.embeddings.word_embeddings.weight"
-    ),
+    "text_encoder.cls.predictions.decoder.weight": WORDS,
     "text_encoder.cls.predictions.decoder.bias": "text_encoder.cls.predictions.bias",
 }
 
@@ -37,7 +39,8 @@ def our_name(official: str) -> str:
     name = _OFFICIAL_MERGE.sub(
         lambda m: f"vision_encoder.layers.{int(m[1]) + 1}.downsample.", official
     )
-    return re.sub(r"^vision_encoder\.(?!backbone\.)", "vision_encoder.backbone.", name)
+    name = re.sub(r"^vision_encoder\.(?!backbone\.)", "vision_encoder.backbone.", name)
+    return re.sub(r"^vision_position\.", "vision_encoder.", name)
 
 
 def official_name(ours: str) -> str:
@@ -45,6 +48,7 @@ def official_name(ours: str) -> str:
     name = _OUR_MERGE.sub(
         lambda m: f"vision_encoder.backbone.layers.{int(m[1]) - 1}.downsample.", ours
     )
+    name = _BESIDE.sub("vision_position.", name)
     return name.replace("vision_encoder.backbone.", "vision_encoder.", 1)
 
 
