@@ -35,6 +35,7 @@ from xvlm_data.verbs.choose import Advance
 IMAGES_FOLDER = "images"
 FILES = {OBJECT: "instances", IMAGE: "captions", REGION: "regions"}
 _REGION_CATEGORY = {"id": 1, "name": "region", "supercategory": ""}
+_NO_BOX = (0.0, 0.0, 0.0, 0.0)
 _JSON = msgspec.json.Encoder()
 
 
@@ -57,11 +58,17 @@ def export_coco(
         advance: told of each row.
 
     Raises:
-        UserError: something lies at ``out``; a picture is missing or broken; or a box is no box.
+        UserError: something lies at ``out``; a picture is missing or broken; or a concept lacks
+            what it is made of.
         ManifestError: a file of the manifest is damaged.
     """
     done = Exported()
-    own_numbers = _have_numbers(manifest)
+    own_numbers, repeated = _have_numbers(manifest)
+    if repeated:
+        done.notes.append(
+            f"{repeated:,} images have the id of another one: all are numbered anew, "
+            "and `manifest_id` tells their ids"
+        )
     with new_folder(out) as folder, ExitStack() as stack:
         (folder / "annotations").mkdir()
         writers = {
@@ -74,26 +81,26 @@ def export_coco(
             advance(1)
             image_id = int(row["id"].rpartition("/")[2]) if own_numbers else number
             try:
-                file_name, size, turned = _place(row, image_id, manifest, folder, images)
+                placed = _place(row, image_id, manifest, folder, images)
             except ImageError as error:
                 done.broken(row, error, on_broken)
                 continue
-            referenced |= not file_name.startswith(f"{IMAGES_FOLDER}/")
+            referenced |= not placed.written
             image = {
                 "id": image_id,
-                "file_name": file_name.removeprefix(f"{IMAGES_FOLDER}/"),
-                "width": size[0],
-                "height": size[1],
+                "file_name": placed.name,
+                "width": placed.size[0],
+                "height": placed.size[1],
                 "manifest_id": row["id"],
                 "source": row["source"],
                 "split": row["split"],
             }
             for writer in writers.values():
                 writer.image(image)
-            for granularity, annotation in _annotations(row, image_id, size, categories):
+            for granularity, annotation in _annotations(row, image_id, placed.size, categories):
                 writers[granularity].annotation(annotation)
             done.images += 1
-            done.turned += turned
+            done.turned += placed.turned
             done.concepts.update(c["granularity"] for c in row["concepts"] or ())
         about = {
             "description": str(manifest.info.get("name") or ""),
@@ -118,35 +125,61 @@ def export_coco(
     return done
 
 
-def _have_numbers(manifest: Manifest) -> bool:
-    """Whether ids are of one source and end in numbers: then images keep these, COCO's own."""
+def _have_numbers(manifest: Manifest) -> tuple[bool, int]:
+    """Whether images can keep their numbers, COCO's own, and how many are left without for repeats.
+
+    They can where ids are of one source and end in numbers, none of which comes twice.
+    """
     sources: set[str] = set()
+    numbers = [np.zeros(0, np.int64)]
     for batch in manifest.batches(["id"], 65536):
         parts = pc.extract_regex(
             batch.column(0).cast(pa.string()), r"^(?P<source>.*)/(?P<number>[1-9][0-9]{0,14})$"
         )
         if parts.null_count:
-            return False
+            return False, 0
         sources.update(pc.unique(pc.struct_field(parts, "source")).to_pylist())
-    return len(sources) == 1
+        if len(sources) > 1:
+            return False, 0
+        numbers.append(pc.struct_field(parts, "number").cast(pa.int64()).to_numpy())
+    every = np.concatenate(numbers)
+    repeated = len(every) - len(np.unique(every))
+    return not repeated, repeated
+
+
+@dataclass(frozen=True)
+class _Placed:
+    """Where a row's picture is.
+
+    Attributes:
+        name: relative to ``images/`` if it was written there, otherwise to the image root.
+        size: (width, height) of the pixels.
+        written: whether it was.
+        turned: whether it had to be turned.
+    """
+
+    name: str
+    size: tuple[int, int]
+    written: bool
+    turned: bool = False
 
 
 def _place(
     row: dict[str, Any], image_id: int, manifest: Manifest, folder: Path, images: str
-) -> tuple[str, tuple[int, int], bool]:
-    """File name of a row's picture, its (width, height), and whether it had to be turned."""
-    cell, size = row["image"] or {}, (row["width"], row["height"])
-    copied = images == "copy" or cell.get("bytes") is not None
-    if not copied and min(size) > 0:
-        return _relative(cell.get("path"), manifest), size, False
+) -> _Placed:
+    # Other writers say null where a size is not known; ours say 0.
+    cell, size = row["image"] or {}, (row["width"] or 0, row["height"] or 0)
+    written = images == "copy" or cell.get("bytes") is not None
+    if not written and min(size) > 0:
+        return _Placed(_relative(cell.get("path"), manifest), size, written)
     found = picture(cell, *size)
     size = (found.width, found.height)
-    if not copied:
-        return _relative(cell.get("path"), manifest), size, False
-    name = f"{IMAGES_FOLDER}/{image_id:012d}.{found.extension}"
+    if not written:
+        return _Placed(_relative(cell.get("path"), manifest), size, written)
+    name = f"{image_id:012d}.{found.extension}"
     (folder / IMAGES_FOLDER).mkdir(exist_ok=True)
-    (folder / name).write_bytes(found.data)
-    return name, size, found.turned
+    (folder / IMAGES_FOLDER / name).write_bytes(found.data)
+    return _Placed(name, size, written, found.turned)
 
 
 def _relative(path: str | None, manifest: Manifest) -> str:
@@ -162,10 +195,12 @@ def _annotations(
     row: dict[str, Any], image_id: int, size: tuple[int, int], categories: dict[str, int]
 ) -> Iterator[tuple[str, dict[str, Any]]]:
     concepts = row["concepts"] or []
-    boxes = np.array([c["box"] for c in concepts], np.float64).reshape(-1, 4)
-    if not np.isfinite(boxes).all():
-        raise UserError(f"{row['id']}: a box is not finite", "see `xvlm-data inspect --validate`")
-    pixels = pixel_boxes(boxes, size)
+    for number, concept in enumerate(concepts):
+        if problem := _problem(concept):
+            raise UserError(
+                f"{row['id']}: concept {number} {problem}", "see `xvlm-data inspect --validate`"
+            )
+    pixels = pixel_boxes(np.array([c["box"] or _NO_BOX for c in concepts]).reshape(-1, 4), size)
     for concept, box in zip(concepts, pixels.tolist(), strict=True):
         granularity, text = concept["granularity"], concept["text"]
         if granularity == IMAGE:
@@ -183,9 +218,24 @@ def _annotations(
             found["category_id"] = categories.setdefault(text, len(categories) + 1)
         else:
             found["caption"] = text
-        if concept["attributes"]:
-            found["attribute_names"] = concept["attributes"]
+        if attributes := [text for text in concept["attributes"] or () if text is not None]:
+            found["attribute_names"] = attributes
         yield granularity if granularity in GRANULARITIES else REGION, found
+
+
+def _problem(concept: dict[str, Any] | None) -> str | None:
+    """Why a concept cannot be written; the box of a whole image's text is not."""
+    if concept is None:
+        return "is null"
+    for name in ("text", "granularity"):
+        if concept[name] is None:
+            return f"has no {name}"
+    box = concept["box"]
+    if box is None and concept["granularity"] != IMAGE:
+        return "has no box"
+    if box is not None and not np.isfinite(np.array(box, np.float64)).all():
+        return "has a box that is not finite"
+    return None
 
 
 @dataclass

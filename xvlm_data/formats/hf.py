@@ -9,6 +9,7 @@ from __future__ import annotations
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 
@@ -94,12 +95,11 @@ def _embedded(
     return table
 
 
-def _try(cell: dict[str, object]) -> tuple[bytes, str, int, int] | ImageError:
-    image = cell["image"]
-    width, height = cell["width"], cell["height"]
-    assert isinstance(width, int) and isinstance(height, int)
+def _try(cell: dict[str, Any]) -> tuple[bytes, str, int, int] | ImageError:
+    # Other writers say null where a size is not known; ours say 0.
+    width, height = cell["width"] or 0, cell["height"] or 0
     try:
-        found = picture(image if isinstance(image, dict) else {}, width, height)
+        found = picture(cell["image"] or {}, width, height)
     except ImageError as error:
         return error
     name = str(cell["id"]).replace("/", "_") + f".{found.extension}"

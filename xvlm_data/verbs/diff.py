@@ -16,7 +16,7 @@ from xvlm_data.manifest import Manifest, open_manifest
 from xvlm_data.schema import FIELDS
 from xvlm_data.verbs.choose import Advance
 from xvlm_data.verbs.derive import conformed
-from xvlm_data.verbs.identity import repeated_rows, spilling_database
+from xvlm_data.verbs.identity import spilling_database
 from xvlm_data.verbs.options import json_option
 
 #: What is compared of a row, and how it is told.
@@ -78,16 +78,10 @@ def diff(
         ManifestError: a file is damaged.
     """
     columns = [name for name in COLUMNS if name not in ignore]
-    for manifest in (a, b):
-        repeated, examples = repeated_rows([manifest])
-        if len(repeated):
-            raise UserError(
-                f"{manifest.info.get('name')}: id {examples[0][0]} comes twice",
-                "rows are told apart by their ids; see `xvlm-data inspect --validate`",
-            )
     with spilling_database() as database:
         for name, manifest in (("a", a), ("b", b)):
             _load(database, name, manifest, columns, advance)
+            _refuse_repeats(database, name, manifest)
         return _compare(database, a, b, columns)
 
 
@@ -111,9 +105,35 @@ def _load(
                 yield from found.cast(schema).to_batches()
                 advance(len(batch))
 
-    database.register("given", pa.RecordBatchReader.from_batches(schema, hashed()))
-    database.execute(f"CREATE TABLE {name} AS FROM given")
+    failed: list[BaseException] = []
+
+    def guarded() -> Iterator[pa.RecordBatch]:
+        # DuckDB would make of an error a message of its own, with a traceback in it.
+        try:
+            yield from hashed()
+        except BaseException as error:
+            failed.append(error)
+            raise
+
+    database.register("given", pa.RecordBatchReader.from_batches(schema, guarded()))
+    try:
+        database.execute(f"CREATE TABLE {name} AS FROM given")
+    except duckdb.Error:
+        if failed:
+            raise failed[0] from None
+        raise
     database.unregister("given")
+
+
+def _refuse_repeats(database: duckdb.DuckDBPyConnection, name: str, manifest: Manifest) -> None:
+    repeated = database.execute(
+        f"SELECT id FROM {name} GROUP BY id HAVING count(*) > 1 ORDER BY min(rowid) LIMIT 1"
+    ).fetchall()
+    if repeated:
+        raise UserError(
+            f"{manifest.info.get('name')}: id {repeated[0][0]} comes twice",
+            "rows are told apart by their ids; see `xvlm-data inspect --validate`",
+        )
 
 
 def _comparable(table: pa.Table, where: str) -> pa.Table:

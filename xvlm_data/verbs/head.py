@@ -62,12 +62,24 @@ def _print(row: dict[str, Any]) -> None:
     from xvlm_data.inspect.report import printable
 
     size = f"{row['width']} x {row['height']}" if row["width"] else "size unknown"
-    stdout.print(Text(printable(f"{row['id']}  {row['split']}  {size}"), "bold"), soft_wrap=True)
+    title = f"{_told(row['id'])}  {_told(row['split'])}  {size}"
+    stdout.print(Text(printable(title), "bold"), soft_wrap=True)
     concepts = row["concepts"] or []
     for concept in concepts[:_CONCEPTS_SHOWN]:
-        box = " ".join(f"{value:.3f}" for value in concept["box"] or ())
-        attributes = f"  [{', '.join(concept['attributes'])}]" if concept["attributes"] else ""
-        line = f"  {concept['granularity']:6} ({box}) {concept['text']}{attributes}"
-        stdout.print(Text(printable(line)), soft_wrap=True)
+        stdout.print(Text(printable(f"  {_line(concept)}")), soft_wrap=True)
     if len(concepts) > _CONCEPTS_SHOWN:
         stdout.print(f"  and {len(concepts) - _CONCEPTS_SHOWN} more concepts")
+
+
+def _line(concept: dict[str, Any] | None) -> str:
+    if concept is None:
+        return _told(None)
+    box = " ".join(_told(value, ".3f") for value in concept["box"] or ())
+    attributes = ", ".join(map(_told, concept["attributes"] or ()))
+    line = f"{_told(concept['granularity']):6} ({box}) {_told(concept['text'])}"
+    return f"{line}  [{attributes}]" if attributes else line
+
+
+def _told(value: Any, form: str = "") -> str:
+    """Rows of other writers may lack anything; to be looked at, they need not be right."""
+    return "null" if value is None else format(value, form)
