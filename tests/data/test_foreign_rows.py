@@ -105,13 +105,15 @@ def test_diff_compares_what_keeps_the_schema(tmp_path: Path, what: str) -> None:
         assert status == 0
 
 
-def test_diff_tells_a_damaged_file(tmp_path: Path) -> None:
+@pytest.mark.parametrize("verb", ["diff", "merge"])
+def test_a_damaged_file_is_told(tmp_path: Path, verb: str) -> None:
     whole = manifest(tmp_path, "attributes")
     data = bytearray(whole.read_bytes())
     data[8:120] = b"\xff" * 112  # the first pages; the footer is as it was
     damaged = tmp_path / "damaged.parquet"
     damaged.write_bytes(data)
-    status, _, error = run("diff", damaged, whole)
+    out = ("--out", tmp_path / "out") if verb == "merge" else ()
+    status, _, error = run(verb, damaged, whole, *out)
     assert status == 2
     assert "damaged.parquet: not a readable Parquet file" in error
 

@@ -274,11 +274,12 @@ def _import(
 def _import_coco(paths: list[Path], out: Path, options: Any, **running: Any) -> dict[str, Any]:
     from xvlm_data.build import build
     from xvlm_data.build_options import BuildOptions
-    from xvlm_data.formats.coco_source import CocoFiles, annotation_files
+    from xvlm_data.formats.coco_parts import annotation_files, common_folder
+    from xvlm_data.formats.coco_source import CocoFiles
     from xvlm_data.formats.importing import RULES
 
     files = annotation_files(paths)
-    root = paths[0] if paths[0].is_dir() else paths[0].parent
+    root = common_folder(files)
     source = CocoFiles(options.name, files, options.image_root, options.licence, options.citation)
     build_options = BuildOptions(
         images="embed" if options.embed else "reference",

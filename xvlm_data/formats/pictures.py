@@ -34,7 +34,7 @@ class Picture:
     turned: bool = False
 
 
-def picture(image: dict[str, Any], width: int, height: int) -> Picture:
+def picture(image: dict[str, Any], width: int | None, height: int | None) -> Picture:
     """The picture of a row's ``image`` cell, byte for byte as it is wherever that is right.
 
     Where a picture is right only once it is turned by its EXIF orientation, which many readers do
@@ -42,12 +42,13 @@ def picture(image: dict[str, Any], width: int, height: int) -> Picture:
 
     Args:
         image: ``{"bytes", "path"}``.
-        width: that boxes refer to; 0 where not known.
+        width: that boxes refer to; 0 or none where not known.
         height: the same.
 
     Raises:
         ImageError: there is none, it is broken, or of another size.
     """
+    width, height = width or 0, height or 0
     data = row_bytes(image)
     name = image.get("path") or "image"
     header = _header(data, name)

@@ -16,7 +16,7 @@ from xvlm_data.manifest import Manifest, open_manifest
 from xvlm_data.schema import FIELDS
 from xvlm_data.verbs.choose import Advance
 from xvlm_data.verbs.derive import conformed
-from xvlm_data.verbs.identity import spilling_database
+from xvlm_data.verbs.identity import fill_table, spilling_database
 from xvlm_data.verbs.options import json_option
 
 #: What is compared of a row, and how it is told.
@@ -105,24 +105,7 @@ def _load(
                 yield from found.cast(schema).to_batches()
                 advance(len(batch))
 
-    failed: list[BaseException] = []
-
-    def guarded() -> Iterator[pa.RecordBatch]:
-        # DuckDB would make of an error a message of its own, with a traceback in it.
-        try:
-            yield from hashed()
-        except BaseException as error:
-            failed.append(error)
-            raise
-
-    database.register("given", pa.RecordBatchReader.from_batches(schema, guarded()))
-    try:
-        database.execute(f"CREATE TABLE {name} AS FROM given")
-    except duckdb.Error:
-        if failed:
-            raise failed[0] from None
-        raise
-    database.unregister("given")
+    fill_table(database, name, schema, hashed())
 
 
 def _refuse_repeats(database: duckdb.DuckDBPyConnection, name: str, manifest: Manifest) -> None:

@@ -24,6 +24,35 @@ def spilling_database() -> Iterator[duckdb.DuckDBPyConnection]:
             yield database
 
 
+def fill_table(
+    database: duckdb.DuckDBPyConnection,
+    name: str,
+    schema: pa.Schema,
+    batches: Iterator[pa.RecordBatch],
+) -> None:
+    """Make a table of batches; what reading them raises is raised as it is.
+
+    DuckDB would make of it a message of its own, with a traceback in it.
+    """
+    failed: list[BaseException] = []
+
+    def guarded() -> Iterator[pa.RecordBatch]:
+        try:
+            yield from batches
+        except BaseException as error:
+            failed.append(error)
+            raise
+
+    database.register("given", pa.RecordBatchReader.from_batches(schema, guarded()))
+    try:
+        database.execute(f"CREATE TABLE {name} AS FROM given")
+    except duckdb.Error:
+        if failed:
+            raise failed[0] from None
+        raise
+    database.unregister("given")
+
+
 def repeated_rows(
     manifests: Sequence[Manifest],
 ) -> tuple[npt.NDArray[np.int64], list[tuple[str, int, int]]]:
@@ -49,8 +78,7 @@ def repeated_rows(
                 first += count
 
     with spilling_database() as database:
-        database.register("given", pa.RecordBatchReader.from_batches(schema, rows()))
-        database.execute("CREATE TABLE ids AS FROM given")
+        fill_table(database, "ids", schema, rows())
         database.execute(
             "CREATE TABLE repeated AS SELECT id, min(row) AS first, min(manifest) AS here, "
             "max(manifest) AS there FROM ids GROUP BY id HAVING count(*) > 1"
