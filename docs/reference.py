@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import html
 import importlib
+import pkgutil
 import sys
 from pathlib import Path
 
@@ -43,8 +44,17 @@ def _help(command: click.Command, name: str, parent: click.Context | None) -> st
         return f"<pre>{html.escape(command.get_help(context))}</pre>"
 
 
+def modules_of(package: str) -> list[str]:
+    """The package and all modules in it, however deep; not those whose names begin with ``_``."""
+    found = [package]
+    for module in pkgutil.iter_modules(importlib.import_module(package).__path__, f"{package}."):
+        if not module.name.rpartition(".")[2].startswith("_"):
+            found += modules_of(module.name) if module.ispkg else [module.name]
+    return found
+
+
 def write_modules(out: Path, modules: list[str]) -> None:
-    """Write a page a module, and of all modules in packages."""
+    """Write a page a module."""
     import pdoc
 
     out.mkdir(parents=True, exist_ok=True)
@@ -54,13 +64,18 @@ def write_modules(out: Path, modules: list[str]) -> None:
 
 def write(out: Path, names: list[str]) -> None:
     """Write the reference of some command lines and their packages into a folder."""
-    packages = [COMMAND_LINES[name].partition(".")[0] for name in names]
-    write_modules(out, packages)
+    # By name: pdoc alone passes over modules that their package's `__all__` does not name.
+    modules = [
+        module for name in names for module in modules_of(COMMAND_LINES[name].partition(".")[0])
+    ]
+    write_modules(out, modules)
     (out / "commands.html").write_text(commands_page(names), encoding="utf-8")
-    modules = "".join(f'<li><a href="{name}.html">{name}</a>' for name in packages)
+    listed = "".join(
+        f'<li><a href="{module.replace(".", "/")}.html">{module}</a>' for module in modules
+    )
     (out / "index.html").write_text(
         f"<!doctype html><meta charset=utf-8><title>xvlm</title><style>{_STYLE}</style>"
-        f'<h1>xvlm</h1><ul><li><a href="commands.html">Commands</a>{modules}</ul>',
+        f'<h1>xvlm</h1><ul><li><a href="commands.html">Commands</a></ul><ul>{listed}</ul>',
         encoding="utf-8",
     )
 
