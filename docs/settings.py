@@ -2,7 +2,7 @@
 
 Keys, types and choices are those of the dataclasses of the configuration, defaults those of the
 presets. What a setting means stands in the code beside it: in a docstring below it, a comment on
-its line, or a ``#:`` comment above it. A few have too little there; :data:`NAMES` adds to them.
+its line, or a ``#:`` comment above it.
 """
 
 from __future__ import annotations
@@ -45,48 +45,6 @@ Defaults are those of `base`, the paper's model and recipe. What `small` and `ti
 [at the end](#presets).
 """
 
-#: What a setting means, where the code says too little; ``{}`` is what it says.
-NAMES = {
-    "model.text.hidden": "Width of the layers; a multiple of `heads`",
-    "model.text.layers": "Layers in all, text and cross-modal",
-    "model.text.heads": "Attention heads of a layer",
-    "model.text.intermediate": "Width of the feed-forward parts",
-    "model.text.vocab": "Rows of the word embedding; a run sets it to its tokenizer's size",
-    "model.text.max_positions": "Rows of the position table, so the longest text in tokens",
-    "model.text.token_types": "Rows of the token-type table, of which the first is used",
-    "model.text.pad_id": "Id of the padding token",
-    "model.text.dropout": "Dropout of embeddings and of the layers' outputs",
-    "model.text.attention_dropout": "Dropout of attention weights",
-    "model.text.layer_norm_eps": "Epsilon of every LayerNorm",
-    "tokenizer.vocab_size": "Tokens {}",
-    "data.seed": "Seed of the order of rows, of crops, masks and augmentation",
-    "optim.lr": "Full learning rate, of weights that a pre-trained model gave",
-    "optim.new_lr_multiple": "Multiple of the learning rate {}",
-    "optim.betas": "AdamW's decay of the means of the gradient and of its square",
-    "optim.eps": "AdamW's epsilon",
-    "optim.weight_decay": "AdamW's weight decay",
-    "optim.decay_rule": "What has no weight decay. clean: whatever has fewer than two dimensions,"
-    " and position tables; official: by the original's test on names",
-    "optim.clip_norm": "Largest norm {}; `.inf`: no clipping",
-    "optim.layer_decay": "{}; 1: the same for all",
-    "optim.lr_multiples": "Multiples of the learning rate {}",
-    "schedule.kind": "Form of the decay. {}",
-    "schedule.warmup": "Length of the warm-up in {}",
-    "train.steps": "Steps, {}",
-    "train.precision": "What is computed in. {}; on GPUs bf16, or fp16 where there is no bf16",
-    "train.device": "auto (a GPU where there is one), or a torch device such as cpu or cuda",
-    "train.seed": "Seed of initial weights, dropout, negatives and of the choice of streams",
-    "train.log_every": "Metrics are written every so many {}",
-    "train.eval_every": "Held-out manifests are evaluated every so many {}",
-    "train.eval_images": "Images {}",
-    "train.save_every": "A checkpoint is written every so many {}",
-    "train.keep_last": "Newest {} that stay",
-    "train.keep_every": "Every so many {}",
-    "train.hang_seconds": "Seconds {}",
-    "train.sharding": "{}; fsdp: the ranks have parts of it (FSDP2)",
-    "train.sharding_dtype": "Type {}",
-}
-
 #: Words that begin small also where a sentence begins.
 _NAMES = ("auto", "timm", "torch")
 
@@ -113,7 +71,7 @@ def _sections(kind: type, prefix: str) -> typing.Iterator[tuple[str, str, list[S
         if is_dataclass(hint):
             inner += _sections(typing.cast("type", hint), f"{key}.")
         else:
-            meaning = NAMES.get(key, "{}").replace("{}", said[name])
+            meaning = said[name]
             if not meaning.startswith(_NAMES):
                 meaning = meaning[:1].upper() + meaning[1:]
             settings.append(Setting(key, takes(hint), meaning))

@@ -30,15 +30,21 @@ PRESETS = ("tiny", "small", "base")
 class OptimConfig:
     """AdamW and its groups (paper, section 4.1; :mod:`xvlm_train.engine.optim`)."""
 
-    lr: float = 1e-4
-    new_lr_multiple: float = 2.0  # of weights that no pre-trained model gave
+    lr: float = 1e-4  # full learning rate, of weights that a pre-trained model gave
+    #: Multiple of the learning rate of weights that no pre-trained model gave.
+    new_lr_multiple: float = 2.0
+    #: AdamW's decay of the means of the gradient and of its square.
     betas: tuple[float, float] = (0.9, 0.98)
-    eps: float = 1e-8
-    weight_decay: float = 0.01
+    eps: float = 1e-8  # AdamW's epsilon
+    weight_decay: float = 0.01  # AdamW's weight decay
+    #: What has no weight decay. clean: whatever has fewer than two dimensions, and position
+    #: tables; official: by the original's test on names.
     decay_rule: Literal["clean", "official"] = "clean"
-    clip_norm: float = 1.0  # of the gradient over all parameters
-    layer_decay: float = 1.0  # rate of each encoder layer by that of the next (ELECTRA, BEiT)
-    lr_multiples: dict[str, float] = field(default_factory=dict)  # by parameter name, * allowed
+    clip_norm: float = 1.0  # largest norm of the gradient over all parameters; `.inf`: no clipping
+    #: Rate of each encoder layer by that of the next (ELECTRA, BEiT); 1: the same for all.
+    layer_decay: float = 1.0
+    #: Multiples of the learning rate by parameter name, * allowed.
+    lr_multiples: dict[str, float] = field(default_factory=dict)
     freeze: list[str] = field(default_factory=list)  # parameters that stay, * allowed
     ema: float = 0.0  # decay of the average of the weights an update; 0: none
 
@@ -60,8 +66,9 @@ class OptimConfig:
 class ScheduleConfig:
     """Linear warm-up, then a decay that ends at ``train.steps``."""
 
-    kind: Literal["linear", "cosine", "wsd"] = "linear"  # wsd: stable, then linear decay
-    warmup: int = 2500  # steps
+    #: Form of the decay. wsd: stable, then linear decay.
+    kind: Literal["linear", "cosine", "wsd"] = "linear"
+    warmup: int = 2500  # length of the warm-up in steps
     final: float = 0.0  # where the decay ends, as a share of the full rate
     decay: int = 0  # steps of the decay of wsd
 
@@ -80,24 +87,28 @@ class ScheduleConfig:
 class TrainConfig:
     """How long, how precise, and how often to tell."""
 
-    steps: int = 200_000  # one image-text batch each
+    steps: int = 200_000  # steps, one image-text batch each
     iter_perc: float = 0.5  # share of steps with a multi-grained batch and update before
-    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"  # auto: fp32 on CPU
+    #: What is computed in. auto: fp32 on CPU; on GPUs bf16, or fp16 where there is no bf16.
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     accumulate: int = 1  # parts a batch is computed in, one after the other, to save memory
-    device: str = "auto"
-    seed: int = 42
-    log_every: int = 50  # steps
-    eval_every: int = 5000  # steps; 0: at the end only
-    eval_images: int = 1000  # of the held-out manifest, at most
-    save_every: int = 5000  # steps; the last step is always saved
-    keep_last: int = 3  # checkpoints
-    keep_every: int = 0  # steps; checkpoints of these stay for good; 0: none
+    device: str = "auto"  # auto (a GPU where there is one), or a torch device such as cpu or cuda
+    seed: int = 42  # seed of initial weights, dropout, negatives and of the choice of streams
+    log_every: int = 50  # metrics are written every so many steps
+    #: Held-out manifests are evaluated every so many steps; 0: at the end only.
+    eval_every: int = 5000
+    eval_images: int = 1000  # images of the held-out manifest, at most
+    #: A checkpoint is written every so many steps; the last step is always saved.
+    save_every: int = 5000
+    keep_last: int = 3  # newest checkpoints that stay
+    keep_every: int = 0  # every so many steps; checkpoints of these stay for good; 0: none
     max_skipped: int = 50  # updates in a row without a finite loss and gradient end the run
     max_bad_rows: float = 0.05  # share of the rows that may be unusable before the run ends
     spike_sigmas: float = 6.0  # deviations above its mean at which a loss is reported; 0: never
-    hang_seconds: float = 600.0  # at one place before a rank reports itself; 0: never
-    sharding: Literal["none", "fsdp"] = "none"  # none: each rank has the whole model (DDP)
-    sharding_dtype: Literal["fp32", "bf16"] = "fp32"  # of parameters while they are gathered
+    hang_seconds: float = 600.0  # seconds at one place before a rank reports itself; 0: never
+    #: How ranks hold the model. none: each has the whole (DDP); fsdp: each has a part (FSDP2).
+    sharding: Literal["none", "fsdp"] = "none"
+    sharding_dtype: Literal["fp32", "bf16"] = "fp32"  # type of parameters while they are gathered
     wandb: str | None = None  # project of Weights & Biases to log to as well
 
     def __post_init__(self) -> None:
@@ -136,7 +147,7 @@ class TokenizerConfig:
     """The vocabulary: a published one, or one built from the manifests' own text."""
 
     name: str | None = "bert-base-uncased"  # hub name or folder; null: build one
-    vocab_size: int = 30522  # at most, when one is built
+    vocab_size: int = 30522  # tokens at most, when one is built
 
 
 @dataclass(kw_only=True)

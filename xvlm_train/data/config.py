@@ -65,6 +65,7 @@ class DataConfig:
     #: number of workers that divides lanes, or a multiple of it.
     pool_groups: int = 4
     lanes: int = 4
+    #: Seed of the order of rows, of crops, masks and augmentation.
     seed: int = 0
     #: Loader processes; 0 loads in the training process. The batches are the same for any number.
     workers: int = 2

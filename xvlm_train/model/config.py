@@ -48,18 +48,29 @@ class TextConfig:
     """BERT, cut in two: ``fusion_layer`` text layers, then cross-modal layers."""
 
     hidden: int = 768
+    """Width of the layers; a multiple of `heads`."""
     layers: int = 12
+    """Layers in all, text and cross-modal."""
     fusion_layer: int = 6
     """Index of the first layer with cross-attention."""
     heads: int = 12
+    """Attention heads of a layer."""
     intermediate: int = 3072
+    """Width of the feed-forward parts."""
     vocab: int = 30522
+    """Rows of the word embedding; a run sets it to its tokenizer's size."""
     max_positions: int = 512
+    """Rows of the position table, so the longest text in tokens."""
     token_types: int = 2
+    """Rows of the token-type table, of which the first is used."""
     pad_id: int = 0
+    """Id of the padding token."""
     dropout: float = 0.1
+    """Dropout of embeddings and of the layers' outputs."""
     attention_dropout: float = 0.1
+    """Dropout of attention weights."""
     layer_norm_eps: float = 1e-12
+    """Epsilon of every LayerNorm."""
     initializer_range: float = 0.02
     """Standard deviation of new matrices; narrow models learn faster with about 1/√hidden."""
     pretrained: str | None = None
