@@ -198,7 +198,7 @@ class Ray:
             import ray
         except ImportError:
             raise UserError(
-                "--engine ray needs the package ray", "pip install 'xvlm[ray]'"
+                "--engine ray needs the package ray", "pip install -e '.[ray]' in the clone"
             ) from None
         self._ray = ray
         self._address = address

@@ -219,7 +219,7 @@ def _need(package: str, extra: str) -> Any:
         return import_module(package)
     except ImportError:
         raise UserError(
-            f"this needs the package {package}", f"pip install 'xvlm[{extra}]'"
+            f"this needs the package {package}", f"pip install -e '.[{extra}]' in the clone"
         ) from None
 
 

@@ -101,7 +101,8 @@ def push_to_hub(
         from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError
     except ImportError:
         raise UserError(
-            "pushing to the hub needs the package huggingface_hub", "pip install 'xvlm[data]'"
+            "pushing to the hub needs the package huggingface_hub",
+            "pip install -e '.[data]' in the clone",
         ) from None
     api = HfApi()
     operations = [

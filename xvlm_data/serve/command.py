@@ -56,7 +56,7 @@ def serve_command(
 
     Each MANIFEST is a .parquet file, a folder with manifest.json, or a glob (quoted), and stands by
     itself. Only this machine can connect, unless --host says otherwise; nothing can be changed, and
-    selections are downloaded as new manifests. Needs: pip install 'xvlm[serve]'.
+    selections are downloaded as new manifests. Needs: pip install -e '.[serve]' in the clone.
 
     \b
     Examples:
@@ -76,7 +76,8 @@ def serve_command(
         if error.name not in ("uvicorn", "starlette", "anyio"):
             raise
         raise UserError(
-            f"serving needs {error.name}, which is not installed", "pip install 'xvlm[serve]'"
+            f"serving needs {error.name}, which is not installed",
+            "pip install -e '.[serve]' in the clone",
         ) from None
     from xvlm_data.console import stderr
     from xvlm_data.recipe import read_recipe

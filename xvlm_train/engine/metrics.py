@@ -279,7 +279,7 @@ def _start_wandb(project: str, run: Path) -> Any:
     except ImportError:
         raise UserError(
             "Weights & Biases is asked for (train.wandb), but not installed",
-            "pip install 'xvlm[wandb]', or --set train.wandb=null",
+            "pip install -e '.[wandb]' in the clone, or --set train.wandb=null",
         ) from None
     remembered = run / "wandb_id"
     if not remembered.exists():
