@@ -123,6 +123,35 @@ def test_boxes_hold_the_image_to_its_size(server: HostileServer, tmp_path: Path)
     assert summary["counts"]["regions"]["kept"] == 1
 
 
+def test_lists_that_were_saved_by_another_editor(server: HostileServer, tmp_path: Path) -> None:
+    text = "".join(f"{server.url(f'/good/{n}.jpg')}\tcaption {n}\n" for n in range(3))
+    (tmp_path / "list.tsv").write_text(text, encoding="utf-8-sig")
+    spec = ListSpec(tmp_path / "list.tsv", "1", "2", "list", "train")
+    run(spec, tmp_path / "out")
+    captions = {path: row["caption"] for path, row in kept(tmp_path / "out").items()}
+    assert captions == {f"/good/{n}.jpg": f"caption {n}" for n in range(3)}
+    (tmp_path / "list.tsv").write_text(text, encoding="utf-16")
+    with pytest.raises(UserError, match=r"list\.tsv: text in UTF-16.*iconv -f UTF-16"):
+        run(spec, tmp_path / "again")
+    (tmp_path / "list.tsv").write_text(text)
+    assert run(spec, tmp_path / "again")["rows"] == 3
+
+
+def test_a_list_without_addresses_is_called_by_its_name(
+    server: HostileServer, tmp_path: Path
+) -> None:
+    (tmp_path / "list.tsv").write_text(f"a caption\t{server.url('/good/1.jpg')}\n")
+    with pytest.raises(UserError) as caught:
+        run(ListSpec(tmp_path / "list.tsv", "1", None, "list", "train"), tmp_path / "out")
+    assert str(caught.value) == (
+        f"{tmp_path}/list.tsv: no web addresses in column '1', but 'a caption'; "
+        "give the column of URLs with --url-column"
+    )
+    # Nothing lies there that would have to be finished, or thrown away, before.
+    right = ListSpec(tmp_path / "list.tsv", "2", "1", "list", "train")
+    assert run(right, tmp_path / "out")["rows"] == 1
+
+
 def test_manifests_of_files_are_refused(tmp_path: Path) -> None:
     folder = write_urls(tmp_path / "urls", ["/data/coco/1.jpg", "/data/coco/2.jpg"])
     with pytest.raises(UserError, match="are files or embedded already"):

@@ -54,22 +54,35 @@ def test_head_shows_whatever_there_is(tmp_path: Path, what: str) -> None:
     )
 
 
+#: What no format can say.
+PROBLEMS = {
+    "image": "made/0: the row has neither image bytes nor a path",
+    "concept": "made/0: concept 0 is null",
+    "box": "made/0: concept 0 has no box",
+    "side of a box": "made/0: concept 0 has a box that is not finite",
+    "text": "made/0: concept 0 has no text",
+    "granularity": "made/0: concept 0 has no granularity",
+}
+
+
+@pytest.mark.parametrize("form", ["webdataset", "xvlm-jsonl"])
+@pytest.mark.parametrize("what", NULLS)
+def test_other_formats_take_what_can_be_said(tmp_path: Path, what: str, form: str) -> None:
+    out = tmp_path / "out"
+    status, _, error = run("export", manifest(tmp_path, what), "--to", form, "--out", out)
+    assert status == (2 if what in PROBLEMS else 0), error
+    assert PROBLEMS.get(what, "") in error
+    assert out.exists() == (what not in PROBLEMS)
+
+
 @pytest.mark.parametrize("what", NULLS)
 def test_coco_takes_what_can_be_said_and_tells_the_rest(tmp_path: Path, what: str) -> None:
     status, _, error = run(
         "export", manifest(tmp_path, what), "--to", "coco", "--out", tmp_path / "out"
     )
-    problems = {
-        "image": "made/0: the row has neither image bytes nor a path",
-        "concept": "made/0: concept 0 is null",
-        "box": "made/0: concept 0 has no box",
-        "side of a box": "made/0: concept 0 has a box that is not finite",
-        "text": "made/0: concept 0 has no text",
-        "granularity": "made/0: concept 0 has no granularity",
-    }
-    if what in problems:
+    if what in PROBLEMS:
         assert status == 2
-        assert problems[what] in error
+        assert PROBLEMS[what] in error
         assert not (tmp_path / "out").exists()
         return
     assert status == 0

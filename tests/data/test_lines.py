@@ -12,9 +12,11 @@ from xvlm_data.errors import UserError
 from xvlm_data.raw import lines as lines_module
 from xvlm_data.raw.lines import read_lines
 
+BOM = b"\xef\xbb\xbf"
+
 
 def expected(data: bytes) -> list[bytes]:
-    lines = data.split(b"\n")
+    lines = data.removeprefix(BOM).split(b"\n")
     if not lines[-1]:
         del lines[-1]  # what follows the last line end is no line
     return [line.removesuffix(b"\r") for line in lines]
@@ -23,17 +25,24 @@ def expected(data: bytes) -> list[bytes]:
 @settings(max_examples=400)
 @given(
     pieces=st.lists(
-        st.sampled_from([b"\n", b"\r\n", b"\r", b"a", b"\t", b"long " * 9, "é".encode(), b"\xff"]),
+        st.sampled_from(
+            [b"\n", b"\r\n", b"\r", b"a", b"\t", b"long " * 9, "é".encode(), b"\xff", BOM]
+        ),
         min_size=1,
         max_size=40,
     ),
-    cuts=st.lists(st.integers(0, 200), max_size=8),
+    mark=st.booleans(),
+    cuts=st.lists(st.integers(0, 200) | st.integers(0, 5), max_size=8),
     chunk=st.integers(1, 60),
 )
 def test_every_line_is_in_one_range_wherever_the_file_is_cut(
-    tmp_path_factory: pytest.TempPathFactory, pieces: list[bytes], cuts: list[int], chunk: int
+    tmp_path_factory: pytest.TempPathFactory,
+    pieces: list[bytes],
+    mark: bool,
+    cuts: list[int],
+    chunk: int,
 ) -> None:
-    data = b"".join(pieces)
+    data = BOM * mark + b"".join(pieces)
     path = tmp_path_factory.mktemp("lines") / "x.tsv"
     path.write_bytes(data)
     starts = sorted({0, *(cut for cut in cuts if cut < len(data))})
@@ -77,3 +86,13 @@ def test_memory_is_bounded_by_the_chunk_not_the_file(tmp_path: Path) -> None:
     tracemalloc.stop()
     assert count == 800_000
     assert peak < 2_000_000
+
+
+@pytest.mark.parametrize("mark", [b"\xff\xfe", b"\xfe\xff"])
+def test_other_encodings_are_refused_at_the_start_only(tmp_path: Path, mark: bytes) -> None:
+    path = tmp_path / "x.tsv"
+    path.write_bytes(mark + b"a\0\n\0")
+    with pytest.raises(UserError, match=r"x\.tsv: text in UTF-16, .*iconv -f UTF-16 -t UTF-8"):
+        list(read_lines(path))
+    path.write_bytes(b"\n" + mark + b"a\n")  # a line that is broken costs no other
+    assert list(read_lines(path)) == [(0, [b"", mark + b"a"])]

@@ -64,17 +64,30 @@ class UrlRows:
         return pa.concat_tables(parts) if parts else self.fields.empty_table()
 
 
-def open_url_rows(spec: str, limit: int | None = None) -> UrlRows:
+def open_url_rows(
+    spec: str, limit: int | None = None, *, listed: tuple[Path, str] | None = None
+) -> UrlRows:
     """Open a manifest whose images are to be downloaded.
+
+    Args:
+        spec: the manifest.
+        limit: rows to take; None for all.
+        listed: the table that the manifest was made of, and its column of URLs.
 
     Raises:
         UserError: no manifest, or its images are no URLs.
     """
-    rows = UrlRows(open_manifest(spec), Path(spec).name or spec, limit)
+    name = Path(spec).name or spec if listed is None else listed[0].name
+    rows = UrlRows(open_manifest(spec), name, limit)
     first = rows.read(0, min(rows.total, 100))
     image = first["image"].combine_chunks()
     paths = pc.struct_field(image, "path").to_pylist()
     if rows.total and not any("://" in (path or "") for path in paths):
+        if listed is not None:
+            raise UserError(
+                f"{listed[0]}: no web addresses in column {listed[1]!r}, but {paths[0][:80]!r}",
+                "give the column of URLs with --url-column",
+            )
         raise UserError(
             f"{spec}: its images are files or embedded already, not URLs",
             "build it with `--images url`, or give a list of URLs with --url-column",

@@ -144,15 +144,19 @@ def _open_rows(
 ) -> tuple[UrlRows, ListCounts | None]:
     if not isinstance(spec, ListSpec):
         return open_url_rows(spec, limit), None
-    done = journal.done("urls")
-    if done is None:
-        counts = write_url_manifest(spec, journal.folder)
-        journal.record("urls", counts.to_dict())
-    else:
-        counts = ListCounts(**done)
-    rows = open_url_rows(str(journal.folder / "urls.parquet"), limit)
-    rows.name = spec.path.name
-    return rows, counts
+    try:
+        done = journal.done("urls")
+        if done is None:
+            counts = write_url_manifest(spec, journal.folder)
+            journal.record("urls", counts.to_dict())
+        else:
+            counts = ListCounts(**done)
+        urls = str(journal.folder / "urls.parquet")
+        return open_url_rows(urls, limit, listed=(spec.path, spec.url_column)), counts
+    except UserError:
+        if not journal.resumed:  # so that the right file, or column, can be given next
+            journal.discard()
+        raise
 
 
 def _info(rows: UrlRows, product: ProductOptions, name: str) -> dict[str, Any]:

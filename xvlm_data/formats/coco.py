@@ -23,7 +23,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from xvlm_data import __version__
-from xvlm_data.errors import UserError
+from xvlm_data.formats.concepts import checked_concepts
 from xvlm_data.formats.pictures import picture
 from xvlm_data.formats.staging import Exported, OnBroken, new_folder
 from xvlm_data.formats.xvlm_jsonl import pixel_boxes
@@ -194,12 +194,7 @@ def _relative(path: str | None, manifest: Manifest) -> str:
 def _annotations(
     row: dict[str, Any], image_id: int, size: tuple[int, int], categories: dict[str, int]
 ) -> Iterator[tuple[str, dict[str, Any]]]:
-    concepts = row["concepts"] or []
-    for number, concept in enumerate(concepts):
-        if problem := _problem(concept):
-            raise UserError(
-                f"{row['id']}: concept {number} {problem}", "see `xvlm-data inspect --validate`"
-            )
+    concepts = checked_concepts(row)
     pixels = pixel_boxes(np.array([c["box"] or _NO_BOX for c in concepts]).reshape(-1, 4), size)
     for concept, box in zip(concepts, pixels.tolist(), strict=True):
         granularity, text = concept["granularity"], concept["text"]
@@ -221,21 +216,6 @@ def _annotations(
         if attributes := [text for text in concept["attributes"] or () if text is not None]:
             found["attribute_names"] = attributes
         yield granularity if granularity in GRANULARITIES else REGION, found
-
-
-def _problem(concept: dict[str, Any] | None) -> str | None:
-    """Why a concept cannot be written; the box of a whole image's text is not."""
-    if concept is None:
-        return "is null"
-    for name in ("text", "granularity"):
-        if concept[name] is None:
-            return f"has no {name}"
-    box = concept["box"]
-    if box is None and concept["granularity"] != IMAGE:
-        return "has no box"
-    if box is not None and not np.isfinite(np.array(box, np.float64)).all():
-        return "has a box that is not finite"
-    return None
 
 
 @dataclass

@@ -15,6 +15,7 @@ from typing import Any, Protocol
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from xvlm_data import __version__
 from xvlm_data.engines import Engine
@@ -33,8 +34,14 @@ from xvlm_data.storage import AnyPath
 from xvlm_data.verbs.identity import repeated_rows
 from xvlm_data.write import SHARD_NAME, RejectsWriter, ShardWriter, check_out, move_into_place
 
-#: Images that are in memory at once: whichever comes first.
+#: Images that are in memory at once: whichever comes first. Texts count as pictures do.
 BLOCK_IMAGES, BLOCK_BYTES = 256, 32 << 20
+#: What an entry, or one thing said of it, takes by itself.
+_OVERHEAD = 512
+#: Texts of rows that wait for a row group to be full; and of a block that are far beyond captions.
+_WAITING_BYTES, _LONG_TEXTS = 128 << 20, 8 << 20
+#: The longest id of a row, which each reject repeats; and message of a reject.
+_MAX_ID, _MAX_MESSAGE = 1_000, 1_000
 #: Nothing that is not broken is left out.
 RULES = Rules(min_area=0.0, max_text_overlap=1.0, keep_crowd=False)
 
@@ -259,7 +266,7 @@ def _rejects_path(folder: AnyPath, number: int) -> AnyPath:
 def _write_shard(plan: _Plan, number: int) -> dict[str, Any]:
     counts = Counts()
     rejects = [REJECTS.empty_table()]
-    with ShardWriter(plan.folder / "staged" / SHARD_NAME.format(number), plan.schema) as writer:
+    with _Writer(plan.folder / "staged" / SHARD_NAME.format(number), plan.schema) as writer:
         for part, entries in _blocks(plan, number):
             images, annotations, blobs = _tables(entries, part)
             checker = replace(plan.reformulator.checker, blobs=blobs)  # type: ignore[call-arg]
@@ -267,11 +274,32 @@ def _write_shard(plan: _Plan, number: int) -> dict[str, Any]:
                 images, np.arange(len(entries)), annotations, None, counts
             )
             writer.write(table)
-            rejects.append(rejected)
+            rejects.append(_shortened(rejected))
+            if annotations["text"].nbytes >= _LONG_TEXTS:
+                # They leave holes in the heap, into which others like them do not fit.
+                pa.default_memory_pool().release_unused()
     found = pa.concat_tables(rejects).unify_dictionaries().combine_chunks()
     batches = found.to_batches() or [pa.RecordBatch.from_pylist([], REJECTS)]
     write_batches(_rejects_path(plan.folder, number), batches)
     return {"counts": counts.to_dict(), "shard": writer.entry()}
+
+
+class _Writer(ShardWriter):
+    """Closes a row group early where its texts are long, of which a small archive can hold much."""
+
+    def write(self, table: pa.Table) -> None:
+        """Append rows."""
+        super().write(table)
+        waiting = sum(part.nbytes for part in self._pending)
+        if waiting - self._pending_bytes >= _WAITING_BYTES:
+            self._flush()
+
+
+def _shortened(rejects: pa.Table) -> pa.Table:
+    """Rejects whose messages end somewhere: they quote what was read, and wait in memory."""
+    place = REJECTS.get_field_index("message")
+    messages = pc.utf8_slice_codeunits(rejects["message"], 0, _MAX_MESSAGE)
+    return rejects.set_column(place, REJECTS.field(place), messages)
 
 
 def _blocks(plan: _Plan, number: int) -> Iterator[tuple[int, list[Entry]]]:
@@ -280,13 +308,27 @@ def _blocks(plan: _Plan, number: int) -> Iterator[tuple[int, list[Entry]]]:
         block: list[Entry] = []
         size = 0
         for entry in plan.format.read(piece):
+            if len(entry.id) > _MAX_ID:
+                entry.problem, entry.data = "malformed", None
+                entry.detail = f"an id of {len(entry.id):,} characters: {entry.id[:80]!r}…"
+                entry.id = entry.id[:_MAX_ID]
             block.append(entry)
-            size += len(entry.data or b"")
+            size += _size(entry)
             if len(block) >= BLOCK_IMAGES or size >= BLOCK_BYTES:
                 yield piece.number, block
                 block, size = [], 0
         if block:
             yield piece.number, block
+
+
+def _size(entry: Entry) -> int:
+    """About how much memory an entry takes."""
+    size = _OVERHEAD + len(entry.data or b"") + len(entry.detail or "")
+    size += len(entry.id) + len(entry.name) + len(entry.source or "") + len(entry.split or "")
+    for said in entry.said:
+        size += _OVERHEAD + len(said.text or "") + len(said.detail or "")
+        size += sum(len(attribute) + _OVERHEAD // 8 for attribute in said.attributes)
+    return size
 
 
 def _tables(entries: Sequence[Entry], part: int) -> tuple[pa.Table, pa.Table, dict[str, bytes]]:

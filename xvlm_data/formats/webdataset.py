@@ -22,13 +22,14 @@ from typing import Any
 
 import msgspec
 
-from xvlm_data.errors import UserError
+from xvlm_data.formats.concepts import checked_concepts
 from xvlm_data.formats.entries import KIND_OF, Entry, Piece, Said
 from xvlm_data.formats.pictures import picture
 from xvlm_data.formats.staging import Exported, OnBroken, new_folder
 from xvlm_data.images.decode import DEFAULT_LIMITS, ImageError, Limits
 from xvlm_data.inspect.draw import safe_name
 from xvlm_data.manifest import Manifest
+from xvlm_data.raw.tars import TarReader
 from xvlm_data.records import CAPTION
 from xvlm_data.verbs.choose import Advance
 
@@ -36,7 +37,7 @@ ARCHIVE_NAME = "{:06d}.tar"
 SUFFIXES = (".tar", ".tgz")
 _PICTURES = ("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff")
 #: The longest text member of a sample.
-_MAX_TEXT = 16 << 20
+_MAX_TEXT = 1 << 20
 
 
 def export_webdataset(
@@ -77,6 +78,7 @@ def export_webdataset(
                 if archive is None:
                     path = folder / ARCHIVE_NAME.format(number)
                     archive = tarfile.open(path, "w")  # noqa: SIM115 - closed when it is full
+                concepts = checked_concepts(row)
                 key = f"{done.images:09d}"
                 said = {name: row[name] for name in row if name != "image"}
                 said |= {"width": found.width, "height": found.height}
@@ -87,7 +89,7 @@ def export_webdataset(
                     _add(archive, f"{key}.txt", row["caption"].encode())
                 done.images += 1
                 done.turned += found.turned
-                done.concepts.update(c["granularity"] for c in row["concepts"] or ())
+                done.concepts.update(concept["granularity"] for concept in concepts)
                 if archive.offset >= archive_bytes or done.images % archive_samples == 0:
                     archive.close()
                     archive, number = None, number + 1
@@ -159,21 +161,14 @@ class Archives:
         Raises:
             UserError: it is no archive, or damaged.
         """
-        try:
-            with tarfile.open(piece.path, "r|*") as archive:
-                for sample in self._samples(archive):
-                    yield self._entry(sample, piece)
-        except (tarfile.TarError, EOFError, OSError) as error:
-            raise UserError(
-                f"{piece.path}: not a readable archive ({error})",
-                "copy it again, or leave it out",
-            ) from error
+        with TarReader(piece.path) as archive:
+            for sample in self._samples(archive):
+                yield self._entry(sample, piece)
 
-    def _samples(self, archive: tarfile.TarFile) -> Iterator[_Sample]:
+    def _samples(self, archive: TarReader) -> Iterator[_Sample]:
         sample: _Sample | None = None
         count = 0
         for member in archive:
-            archive.members = []  # type: ignore[attr-defined]  # or it remembers every one
             if member.isdir():
                 continue
             folder, _, name = member.name.rpartition("/")
@@ -188,7 +183,7 @@ class Archives:
             yield sample
 
     def _take(
-        self, archive: tarfile.TarFile, member: tarfile.TarInfo, extension: str, sample: _Sample
+        self, archive: TarReader, member: tarfile.TarInfo, extension: str, sample: _Sample
     ) -> None:
         is_picture = extension in _PICTURES
         if not is_picture and extension not in ("json", "txt"):
@@ -198,12 +193,10 @@ class Archives:
             sample.problem = ("not_a_file", f"{member.name!r} is a link, a device or sparse")
         elif member.size > largest:
             reason = "image_too_big" if is_picture else "malformed"
-            sample.problem = (reason, f"{member.name!r} has {member.size:,} bytes")
+            most = f"{largest:,} are the most"
+            sample.problem = (reason, f"{member.name!r} has {member.size:,} bytes: {most}")
         else:
-            file = archive.extractfile(member)
-            data = file.read() if file is not None else b""
-            if len(data) < member.size:
-                raise EOFError("it ends early")
+            data = archive.read(member)
             if not is_picture:
                 sample.texts[extension] = data
             elif sample.picture is None:
@@ -223,7 +216,7 @@ class Archives:
         try:
             row = msgspec.json.decode(sample.texts.get("json", b"{}"), type=_Row)
             self._fill(entry, row, sample)
-        except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
             entry.problem, entry.detail, entry.data = "malformed", str(error), None
         return entry
 
@@ -238,16 +231,20 @@ class Archives:
         if str(row.id).startswith(f"{row.source}/"):
             entry.id, entry.source = str(row.id), str(row.source)
         entry.split = str(row.split) if row.split else None
-        if isinstance(row.width, int) and isinstance(row.height, int) and row.width > 0:
+        if _is_side(row.width) and _is_side(row.height):
             entry.size = (row.width, row.height)
         entry.said = [_said(raw) for raw in row.concepts]
+
+
+def _is_side(value: Any) -> bool:
+    return type(value) is int and 0 < value < 2**31
 
 
 def _said(raw: msgspec.Raw) -> Said:
     try:
         concept = msgspec.json.decode(raw, type=_Concept)
         kind = KIND_OF[concept.granularity]
-    except (msgspec.MsgspecError, UnicodeDecodeError, KeyError) as error:
+    except (msgspec.MsgspecError, UnicodeDecodeError, KeyError, RecursionError) as error:
         return Said(KIND_OF["region"], problem="malformed", detail=str(error))
     cx, cy, w, h = concept.box
     return Said(kind, concept.text, (cx - w / 2, cy - h / 2, w, h), concept.attributes or [])

@@ -28,6 +28,7 @@ import numpy as np
 import numpy.typing as npt
 
 from xvlm_data.errors import UserError
+from xvlm_data.formats.concepts import checked_concepts
 from xvlm_data.formats.pictures import Picture, picture
 from xvlm_data.formats.staging import Exported, OnBroken, new_folder
 from xvlm_data.images.decode import ImageError
@@ -139,7 +140,7 @@ def _line(row: dict[str, Any], found: Picture, images: str, integer_boxes: bool)
         line["image"] = str(Path(row["image"]["path"]).absolute())
     else:
         line["binary"] = b64encode(found.data).decode()
-    concepts = row["concepts"] or []
+    concepts = checked_concepts(row)
     if captions := [c["text"] for c in concepts if c["granularity"] == IMAGE]:
         line["caption"] = captions
     boxed = [c for c in concepts if c["granularity"] != IMAGE]
@@ -150,13 +151,17 @@ def _line(row: dict[str, Any], found: Picture, images: str, integer_boxes: bool)
             {
                 "caption": concept["text"],
                 # The original draws one of them, so an empty list is an error there.
-                **({"attributes": concept["attributes"]} if concept["attributes"] else {}),
+                **({"attributes": attributes} if (attributes := _attributes(concept)) else {}),
                 "bb": box,
                 "granularity": concept["granularity"],
             }
             for concept, box in zip(boxed, boxes.tolist(), strict=True)
         ]
     return line
+
+
+def _attributes(concept: dict[str, Any]) -> list[str]:
+    return [text for text in concept["attributes"] or () if text is not None]
 
 
 def pixel_boxes(

@@ -17,12 +17,14 @@ from xvlm_data.formats.entries import TASK_BYTES, Entry, Piece, Said
 from xvlm_data.formats.pictures import stored_size
 from xvlm_data.images.check import is_unsafe
 from xvlm_data.images.decode import DEFAULT_LIMITS, ImageError, Limits, read_bytes
-from xvlm_data.raw.files import open_raw
+from xvlm_data.raw.files import BOM, open_raw
 from xvlm_data.records import CAPTION, OBJECT, REGION
 from xvlm_data.schema import OBJECT as OBJECT_NAME
 from xvlm_data.schema import REGION as REGION_NAME
 
 SUFFIXES = (".jsonl", ".json", ".txt", "")
+#: What a line of any bytes can raise: one that is nested too deeply, a RecursionError.
+_MALFORMED = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
 _KINDS = {REGION_NAME: REGION, OBJECT_NAME: OBJECT}
 
 
@@ -91,6 +93,8 @@ class JsonLines:
                         f"{piece.path}: a line longer than {longest >> 20} MiB (at byte {place})",
                         "JSON lines have one image a line",
                     )
+                if not place:
+                    line = line.removeprefix(BOM)
                 if line.strip():
                     yield self._entry(line, place, piece)
 
@@ -99,12 +103,12 @@ class JsonLines:
         try:
             keys = ("binary", "image") if self.image_key is None else (self.image_key, "")
             found: Any = _decoder(*keys, self.caption_key).decode(line)
-        except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+            if str(found.id).startswith(f"{found.source}/"):
+                entry.id, entry.source = str(found.id), str(found.source)
+            entry.split = str(found.split) if found.split else None
+        except _MALFORMED as error:
             entry.problem, entry.detail = "malformed", str(error)
             return entry
-        if str(found.id).startswith(f"{found.source}/"):
-            entry.id, entry.source = str(found.id), str(found.source)
-        entry.split = str(found.split) if found.split else None
         captions = [found.caption] if isinstance(found.caption, str) else found.caption or []
         entry.said = [Said(CAPTION, text) for text in captions]
         for elem in found.elems or ():
@@ -145,7 +149,7 @@ class JsonLines:
     def _said(self, raw: msgspec.Raw) -> list[Said]:
         try:
             elem = msgspec.json.decode(raw, type=_Elem)
-        except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+        except _MALFORMED as error:
             kind = _KINDS.get(self.elements or REGION_NAME, REGION)
             return [Said(kind, problem="malformed", detail=str(error))]
         attributes = elem.attributes or []

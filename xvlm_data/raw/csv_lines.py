@@ -18,11 +18,10 @@ import pyarrow.compute as pc
 import pyarrow.csv as pacsv
 
 from xvlm_data.errors import UserError
-from xvlm_data.raw.files import open_raw
+from xvlm_data.raw.files import BOM, open_raw
 from xvlm_data.raw.lines import MAX_LINE
 from xvlm_data.storage import AnyPath
 
-_BOM = b"\xef\xbb\xbf"
 #: What pyarrow reads as a number.
 _NUMBER = r"(?i)^[+-]?((\d+\.?\d*|\.\d+)(e[+-]?\d+)?|nan|inf|infinity)$"
 
@@ -32,7 +31,7 @@ class CsvHeader:
     """The first line of a file.
 
     Attributes:
-        line: as it is, without its end.
+        line: as `raw.lines.read_lines` gives it.
         width: how many columns there are.
         places: of the columns to read, by name; an optional one that is not there is absent.
     """
@@ -70,8 +69,8 @@ def read_header(path: AnyPath, wanted: Sequence[str], optional: Sequence[str] = 
         UserError: missing, not the data, or a wanted column is missing.
     """
     with open_raw(path) as file:
-        line = file.readline(MAX_LINE).rstrip(b"\r\n")
-    text = line.removeprefix(_BOM).decode("utf-8", "replace")
+        line = file.readline(MAX_LINE).rstrip(b"\r\n").removeprefix(BOM)
+    text = line.decode("utf-8", "replace")
     try:
         names = [name.strip() for name in next(csv.reader([text]), [])]
     except csv.Error:

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
+from shlex import quote
 from typing import BinaryIO
 
 from xvlm_data.errors import UserError
+
+#: Editors of some systems put it before a text in UTF-8.
+BOM = b"\xef\xbb\xbf"
 
 #: What people really have on disk under the name of an annotation file.
 _IMPOSTORS = (
@@ -17,6 +21,25 @@ _IMPOSTORS = (
     (b"<!doctype", "an HTML page", "the download failed: fetch it again"),
     (b"<html", "an HTML page", "the download failed: fetch it again"),
     (b"<?xml", "an XML page", "the download failed: fetch it again"),
+)
+#: The byte order marks of encodings other than UTF-8.
+_OTHER_TEXT = (
+    (b"\xff\xfe\0\0", "UTF-32"),
+    (b"\0\0\xfe\xff", "UTF-32"),
+    (b"\xff\xfe", "UTF-16"),
+    (b"\xfe\xff", "UTF-16"),
+)
+#: What browsers, wget, curl, aria2 and copying programs call a file that is not whole yet.
+_UNFINISHED = (
+    ".crdownload",
+    ".part",
+    ".partial",
+    ".filepart",
+    ".download",
+    ".opdownload",
+    ".aria2",
+    ".tmp",
+    ".temp",
 )
 
 
@@ -42,6 +65,14 @@ def find_optional(root: Path, names: Iterable[str]) -> Path | None:
     return next((root / name for name in names if (root / name).is_file()), None)
 
 
+def is_leftover(name: str) -> bool:
+    """Whether a file of this name is no data: hidden, or of a download that was cut off.
+
+    macOS puts ``._name`` beside a file, and rsync writes to ``.name.k3Xy`` until it is whole.
+    """
+    return name.startswith(".") or name.lower().endswith(_UNFINISHED)
+
+
 def check_root(root: Path) -> None:
     """Raises UserError unless ``root`` is a folder that can be read."""
     try:
@@ -59,7 +90,7 @@ def check_root(root: Path) -> None:
 
 
 def open_raw(path: Path) -> BinaryIO:
-    """Open for reading bytes; a compressed, HTML or Git LFS stand-in is refused.
+    """Open for reading bytes; a compressed, HTML or Git LFS stand-in is refused, and UTF-16.
 
     Raises:
         UserError: missing, unreadable, empty, or not the data.
@@ -79,9 +110,17 @@ def open_raw(path: Path) -> BinaryIO:
     if not head:
         file.close()
         raise UserError(f"{path}: empty file", "download it again")
-    start = head.lstrip(b"\xef\xbb\xbf \t\r\n").lower()
+    start = head.lstrip(BOM + b" \t\r\n").lower()
     for mark, state, fix in _IMPOSTORS:
         if start.startswith(mark.lower()):
             file.close()
             raise UserError(f"{path}: {state}", fix)
+    for mark, encoding in _OTHER_TEXT:
+        if head.startswith(mark):
+            file.close()
+            raise UserError(
+                f"{path}: text in {encoding}, not in UTF-8",
+                f"convert it: iconv -f {encoding} -t UTF-8 {quote(path.name)} > "
+                f"{quote(f'new-{path.name}')}",
+            )
     return file

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from xvlm_data.errors import UserError
-from xvlm_data.raw.files import open_raw
+from xvlm_data.raw.files import BOM, open_raw
 
 CHUNK = 4 << 20
 #: The longest official caption has some thousand characters; a longer line is a damaged file.
@@ -23,7 +23,8 @@ def read_lines(
 ) -> Iterator[tuple[int, list[bytes]]]:
     """Blocks of lines, as (number of the first line from 0, lines without their ends).
 
-    A trailing carriage return is dropped. Nothing else is: quotes, tabs and empty lines stay.
+    A trailing carriage return is dropped, and a byte order mark at the start of the file. Nothing
+    else is: quotes, tabs and empty lines stay.
 
     Args:
         path: the file.
@@ -40,6 +41,11 @@ def read_lines(
         if start:
             file.seek(start - 1)
             start += len(file.readline(MAX_LINE)) - 1
+        elif file.read(len(BOM)) == BOM:
+            start = len(BOM)
+            stop = max(stop, start + 1) if stop else stop  # the first line begins at byte 0
+        else:
+            file.seek(0)
         while (stop is None or start < stop) and (data := file.read(chunk)):
             if on_bytes:
                 on_bytes(len(data))

@@ -1,22 +1,26 @@
 """Conceptual Captions (CC3M): a TSV of caption and URL, without header or quoting.
 
-Files: ``Train_GCC-training.tsv`` and ``Validation_GCC-1.1.0-Validation.tsv``, under any of the
-names that browsers save them by. Images: ``images/<first two digits>/<key>.jpg``, where key is the
-first 32 hexadecimal digits of the SHA-256 of the URL; the type is read from the content, not the
-name.
+Files: ``Train_GCC-training.tsv`` and ``Validation_GCC-1.1.0-Validation.tsv``, or without the first
+part, or a single file under another name that browsers save them by. Images:
+``images/<first two digits>/<key>.jpg``, where key is the first 32 hexadecimal digits of the SHA-256
+of the URL; the type is read from the content, not the name.
 """
 
 from __future__ import annotations
 
 from xvlm_data.errors import UserError
-from xvlm_data.raw.files import check_root
+from xvlm_data.raw.files import check_root, is_leftover
 from xvlm_data.reading import Records
 from xvlm_data.sources import citations
 from xvlm_data.sources.base import Request, Source
 from xvlm_data.sources.url_list import read_tsv
 from xvlm_data.storage import AnyPath
 
-_PATTERNS = {"train": "*GCC-training.tsv*", "val": "*GCC-1.1.0-Validation.tsv*"}
+#: The official name of each split's list, and the name that its address ends with.
+_NAMES = {
+    "train": ("Train_GCC-training.tsv", "GCC-training.tsv"),
+    "val": ("Validation_GCC-1.1.0-Validation.tsv", "GCC-1.1.0-Validation.tsv"),
+}
 
 
 class Cc3m(Source):
@@ -37,20 +41,28 @@ class Cc3m(Source):
 
 
 def _find(request: Request) -> AnyPath:
-    check_root(request.root)
-    if request.split not in _PATTERNS:
-        raise UserError(f"cc3m has no published split {request.split!r}", "choose from train, val")
-    found = sorted(
-        path
-        for path in request.root.glob(_PATTERNS[request.split])
-        if "Labels" not in path.name and path.is_file()
+    root, split = request.root, request.split
+    check_root(root)
+    if split not in _NAMES:
+        raise UserError(f"cc3m has no published split {split!r}", "choose from train, val")
+    short = _NAMES[split][-1]
+    near = sorted(
+        path for path in root.glob(f"*{short}*") if "Labels" not in path.name and path.is_file()
     )
+    found = [path for path in near if not is_leftover(path.name)]
+    official = [path for name in _NAMES[split] for path in found if path.name == name]
     if not found:
+        passed = ", ".join(path.name for path in near)
         raise UserError(
-            f"{request.root}: no {_PATTERNS[request.split].strip('*')}",
+            f"{root}: no {short}" + (f" (hidden or unfinished: {passed})" if passed else ""),
             "put the TSV there, or give its folder with --root",
         )
-    return found[0]
+    if not official and len(found) > 1:
+        raise UserError(
+            f"{root}: {', '.join(path.name for path in found)}: which of them is it?",
+            f"call the right one {_NAMES[split][0]}",
+        )
+    return (official or found)[0]
 
 
 SOURCE = Cc3m()

@@ -2,14 +2,17 @@
 
 Files: ``sbu-captions-all.json`` (three parallel arrays), or the older pair
 ``SBU_captioned_photo_dataset_{urls,captions}.txt`` (line n of one belongs to line n of the other).
-Images: ``images/<last part of the URL>``, or ``dataset/…`` as torchvision stores them. There is no
-official split. A photograph's number is in its URL: those that Flickr30K or COCO hold out are left
-out.
+Images: ``images/<last part of the URL>``, or ``dataset/…`` as torchvision stores them. Flickr gives
+that part to one photograph only; where another list has two addresses that end alike, a file of
+that name is the first one's. There is no official split. A photograph's number is in its URL: those
+that Flickr30K or COCO hold out are left out.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -25,6 +28,7 @@ from xvlm_data.sources import citations
 from xvlm_data.sources.base import Request, Source
 from xvlm_data.sources.held_out import held_out_ids
 from xvlm_data.sources.url_list import (
+    image_key,
     is_url,
     last_part,
     url_digest,
@@ -35,6 +39,8 @@ from xvlm_data.storage import AnyPath
 
 _URLS = "SBU_captioned_photo_dataset_urls.txt"
 _CAPTIONS = "SBU_captioned_photo_dataset_captions.txt"
+#: Flickr's own addresses: their last part is one photograph's, whichever server has it.
+_FLICKR = re.compile(r"https?://[\w.-]*flickr\.com/(?:[^?#]*/)?\d+_[0-9a-f]+(?:_\w)?\.\w+$")
 
 #: Values of a column with their positions, and (position, why, raw) of unusable ones.
 Column = Iterator[tuple[list[str], list[int], list[tuple[int, str, bytes]]]]
@@ -109,6 +115,7 @@ def _read_urls(
 ) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
     """Image records; returns the key of each row (8 bytes each), -1 where the URL is unusable."""
     chunks = []
+    names = _Names()
     for values, indices, malformed in column:
         good = [(url, index) for url, index in zip(values, indices, strict=True) if is_url(url)]
         bad = [
@@ -121,18 +128,77 @@ def _read_urls(
         first = min([*indices, *(index for index, _, _ in malformed)], default=0)
         places = [index for _, index in good]
         addresses = [url for url, _ in good]
+        taken = names.taken(addresses)
+        problems = _held_out(addresses, held_out)
+        if taken and not as_urls:
+            problems = _ambiguous(addresses, taken, problems)
         chunk[np.array(places, dtype=np.int64) - first] = write_images(
             "sbu",
             addresses,
             places,
             part,
             records,
-            name_image,
+            partial(_name_apart, taken=taken) if taken else name_image,
             as_urls=as_urls,
-            problems=_held_out(addresses, held_out),
+            problems=problems,
         )
         chunks.append(chunk)
     return np.concatenate(chunks) if chunks else np.zeros(0, np.int64)
+
+
+class _Names:
+    """Which address had a name first; 16 bytes an image."""
+
+    def __init__(self) -> None:
+        #: Keys of names, sorted, and of the address of each.
+        self._names = np.zeros(0, np.int64)
+        self._addresses = np.zeros(0, np.int64)
+
+    def taken(self, urls: Sequence[str]) -> set[str]:
+        """Those of some further addresses whose name another address has had before."""
+        if not urls:
+            return set()
+        names = np.array([image_key(name_image(url)[0]) for url in urls], np.int64)
+        addresses = np.array([image_key(_photograph(url)) for url in urls], np.int64)
+        distinct, first, row = np.unique(names, return_index=True, return_inverse=True)
+        owners = addresses[first]
+        places = np.searchsorted(self._names, distinct)
+        old = np.zeros(len(distinct), bool)
+        inside = places < len(self._names)
+        old[inside] = self._names[places[inside]] == distinct[inside]
+        owners[old] = self._addresses[places[old]]
+        self._names = np.insert(self._names, places[~old], distinct[~old])
+        self._addresses = np.insert(self._addresses, places[~old], owners[~old])
+        return {urls[place] for place in np.flatnonzero(addresses != owners[row]).tolist()}
+
+
+def _photograph(url: str) -> str:
+    """The same for two addresses of one photograph."""
+    return last_part(url) if _FLICKR.match(url) else url
+
+
+def _name_apart(url: str, taken: set[str]) -> tuple[str, list[str]]:
+    """As :func:`name_image`, but an address whose name is taken goes by its digest."""
+    name, paths = name_image(url)
+    return url_digest(url) if url in taken else name, paths
+
+
+def _ambiguous(
+    urls: Sequence[str], taken: set[str], known: dict[str, Any] | None
+) -> dict[str, Any]:
+    """Columns problem and detail: no file can be told to be that of a second address."""
+    none: list[str | None] = [None] * len(urls)
+    columns = known or {"problem": none, "detail": none}
+    pairs = [
+        (problem, detail)
+        if problem or url not in taken
+        else (
+            "ambiguous_name",
+            f"{url[:500]!r}: an earlier address ends alike, and files are named by that",
+        )
+        for url, problem, detail in zip(urls, columns["problem"], columns["detail"], strict=True)
+    ]
+    return {"problem": [one for one, _ in pairs], "detail": [other for _, other in pairs]}
 
 
 def _held_out(urls: Sequence[str], held_out: npt.NDArray[np.int64]) -> dict[str, Any] | None:
