@@ -6,10 +6,12 @@ import ast
 from collections.abc import Iterator
 from pathlib import Path
 
+import click
 import pytest
 from click.testing import CliRunner
 
 from xvlm_data.commands import main
+from xvlm_train.commands import main as train
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -33,6 +35,19 @@ def test_every_error_names_the_next_step() -> None:
         and isinstance(call.args[0], ast.Constant | ast.JoinedStr)
     ]
     assert silent == []
+
+
+@pytest.mark.parametrize(
+    ("group", "word", "meant"),
+    [(main, "biuld", "build"), (main, "sub-set", "subset"), (train, "train", "pretrain")],
+)
+def test_a_misspelt_command_is_told_what_is_like_it(
+    group: click.Group, word: str, meant: str
+) -> None:
+    found = CliRunner().invoke(group, [word])
+    assert found.exit_code == 2
+    assert f"No such command '{word}'. Did you mean '{meant}'?" in found.stderr
+    assert "Did you mean" not in CliRunner().invoke(group, ["qqq"]).stderr
 
 
 @pytest.mark.parametrize(

@@ -8,8 +8,9 @@ from typing import Any
 
 import click
 
+from xvlm_data.errors import UserError
 from xvlm_data.option_types import Number
-from xvlm_data.sources import SOURCES
+from xvlm_data.sources import SOURCES, Source
 
 
 @click.command("build")
@@ -42,9 +43,7 @@ from xvlm_data.sources import SOURCES
 @click.option(
     "--quality",
     type=click.IntRange(1, 100),
-    default=90,
-    show_default=True,
-    help="Of the JPEG that --shortest-side writes.",
+    help="Of the JPEG that --shortest-side writes [90].",
 )
 @click.option(
     "--min-area",
@@ -142,6 +141,7 @@ def build_command(
     exclude_images: tuple[str, ...],
     exclude_perceptual: bool,
     exclude_distance: int | None,
+    quality: int | None,
     max_pixels: int,
     max_image_mb: int,
     workers: int | None,
@@ -180,6 +180,8 @@ def build_command(
         raise click.UsageError("--exclude-perceptual belongs to --exclude-images")
     if exclude_distance is not None and not exclude_perceptual:
         raise click.UsageError("--exclude-distance belongs to --exclude-perceptual")
+    if quality is not None and same["shortest_side"] is None:
+        raise click.UsageError("--quality belongs to --shortest-side; else images stay as they are")
 
     from xvlm_data.engines import open_engine, start_fork_server
 
@@ -191,12 +193,13 @@ def build_command(
     make_lean()
     from xvlm_data.build import build
     from xvlm_data.build_options import BuildOptions
-    from xvlm_data.console import Bars, say, stdout
+    from xvlm_data.console import Bars
     from xvlm_data.images.decode import Limits
-    from xvlm_data.sources import get_source
+    from xvlm_data.nothing_kept import refuse_empty
     from xvlm_data.storage import as_path
 
-    rules = _rules(get_source(source).evaluation, min_area, max_text_overlap, keep_all, keep_crowd)
+    release = _release(source)
+    rules = _rules(release.evaluation, min_area, max_text_overlap, keep_all, keep_crowd)
     options = BuildOptions(
         rules=rules,
         exclude=tuple(as_path(path) for path in exclude) or None,
@@ -205,13 +208,15 @@ def build_command(
         if exclude_perceptual
         else None,
         limits=Limits(max_image_mb << 20, max_pixels),
+        quality=90 if quality is None else quality,
         **same,
     )
+    folder = as_path(root or f"raw/{source}")
     place = as_path(out or f"manifests/{source}")
     with open_engine(engine, workers, address) as opened:
         summary = build(
             source,
-            as_path(root or f"raw/{source}"),
+            folder,
             place,
             split=split,
             options=options,
@@ -222,7 +227,14 @@ def build_command(
         )
     if as_json:
         click.echo(json.dumps(summary, ensure_ascii=False))
-        return
+    else:
+        _tell(summary, place)
+    refuse_empty(summary, place, _advice(release, summary, folder, place), root=folder)
+
+
+def _tell(summary: dict[str, Any], place: Any) -> None:
+    from xvlm_data.console import say, stdout
+
     stdout.print(closing_table(summary))
     for note in summary["notes"]:
         say(f"note: {note}")
@@ -232,6 +244,40 @@ def build_command(
         say(f"image bytes: {stored['read']:,} read, {stored['stored']:,} stored ({saved:.0%} less)")
     if summary["rejects"]:
         say(f"{summary['rejects']:,} records left out, listed in {place}/rejects.parquet")
+
+
+def _advice(release: Source, summary: dict[str, Any], folder: Any, place: Any) -> str:
+    """What to do when no image of a release could be used."""
+    from xvlm_data.nothing_kept import main_reason
+
+    reason = main_reason(summary)
+    limits = {"too_many_pixels": "--max-pixels", "image_too_big": "--max-image-mb"}
+    if reason in limits:
+        return f"see {limits[reason]}"
+    if reason != "missing_image":
+        return f"is {folder} the release as it is published?"
+    if not release.url_list:
+        return f"unpack the images of the release in {folder}, or give their folder with --root"
+    split = "" if summary["split"] == "train" else f" --split {summary['split']}"
+    return (
+        "the release is a list of addresses, whose images are to be downloaded: "
+        f"`xvlm-data build --source {release.name} --root {folder}{split} --images url "
+        f"--out {place}_urls`, then `xvlm-data download {place}_urls --out {place} --restart`"
+    )
+
+
+def _release(name: str) -> Source:
+    """The source of that name; for an unknown one a known one that is like it is named."""
+    from xvlm_data.mistaken import near_name
+    from xvlm_data.sources import get_source, plugins
+
+    try:
+        return get_source(name)
+    except UserError as error:
+        near = near_name(name, [*SOURCES, *plugins()])
+        if near in (None, name):  # there is one, but it cannot be used
+            raise
+        raise UserError(error.what, f"did you mean {near}? Or {error.fix}") from None
 
 
 def _rules(

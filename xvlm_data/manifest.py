@@ -19,6 +19,7 @@ import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from xvlm_data import mistaken
 from xvlm_data.errors import ManifestError
 from xvlm_data.images.decode import is_web_address
 from xvlm_data.rows import Rows
@@ -172,8 +173,9 @@ def open_manifest(spec: Spec, *, image_root: str | None = None) -> Manifest:
     """Open a manifest and check that it is one.
 
     Args:
-        spec: a ``.parquet`` file, a folder with ``manifest.json``, a glob, an fsspec URL of any of
-            these, or a list of them.
+        spec: a ``.parquet`` file, a folder with ``manifest.json``, a glob of either, an fsspec URL
+            of any of these, or a list of them. What a glob matches beside manifests (recipes,
+            texts, hidden files) is passed over; a folder that is no manifest is not.
         image_root: where referenced images lie now, when not where they lay at build time.
 
     Raises:
@@ -196,24 +198,49 @@ def _resolve(spec: str) -> tuple[list[str], dict[str, Any] | None]:
     except (ValueError, ImportError) as error:
         raise ManifestError(f"{spec}: {error}", "give a path or an fsspec URL") from error
     if any(mark in path for mark in "*?[") and not fs.exists(path):
-        paths = [p for p in sorted(fs.glob(path)) if not p.endswith(REJECTS_NAME)]
-        if not paths:
-            raise ManifestError(f"{spec}: no file matches", "check the pattern (quote it)")
-        return [fs.unstrip_protocol(p) for p in paths], None
+        return _resolve_glob(fs, path, spec)
     if fs.isdir(path):
         return _resolve_folder(fs, path, spec)
     if not fs.exists(path):
-        raise ManifestError(f"{spec}: no such manifest", "build it with `xvlm-data build`")
+        near = mistaken.near_path(fs, path, spec)
+        raise ManifestError(
+            f"{spec}: no such manifest",
+            f"did you mean {near}?" if near else "build it with `xvlm-data build`",
+        )
+    if other := mistaken.other_file(path, spec):
+        raise ManifestError(*other)
     return [fs.unstrip_protocol(path)], None
+
+
+def _resolve_glob(fs: Any, pattern: str, spec: str) -> tuple[list[str], dict[str, Any] | None]:
+    """The shards of all manifests that match; the summary where they are one folder."""
+    urls: list[str] = []
+    summaries = []
+    matches = 0
+    try:
+        found_paths = sorted(fs.glob(pattern))
+    except ValueError as error:
+        raise ManifestError(f"{spec}: {error}", "check the pattern") from error
+    for path in found_paths:
+        hidden = path.count("/.") > pattern.count("/.")  # what an unfinished build has staged
+        if hidden or path.endswith(REJECTS_NAME) or mistaken.is_document(path):
+            continue
+        matches += 1
+        if fs.isdir(path):
+            found, summary = _resolve_folder(fs, path.rstrip("/"), path)
+            summaries.append(summary)
+            urls += found
+        else:
+            urls.append(fs.unstrip_protocol(path))
+    if not matches:
+        raise ManifestError(f"{spec}: no file matches", "check the pattern (quote it)")
+    return list(dict.fromkeys(urls)), summaries[0] if matches == len(summaries) == 1 else None
 
 
 def _resolve_folder(fs: Any, path: str, spec: str) -> tuple[list[str], dict[str, Any]]:
     name = f"{path.rstrip('/')}/{SUMMARY_NAME}"
     if not fs.exists(name):
-        raise ManifestError(
-            f"{spec}: a folder without {SUMMARY_NAME}",
-            "the build did not finish (run it again), or give the .parquet files",
-        )
+        raise ManifestError(*mistaken.folder_without_summary(fs, path.rstrip("/"), spec))
     try:
         summary = json.loads(fs.cat_file(name))
         files = [str(shard["file"]) for shard in summary["shards"]]
@@ -244,7 +271,7 @@ def _read_footer(url: str) -> Shard:
     if VERSION_KEY not in footer:
         raise ManifestError(
             f"{url}: Parquet, but no xvlm manifest (no {VERSION_KEY.decode()})",
-            "build one with `xvlm-data build`",
+            "build one with `xvlm-data build`; for a table of URLs, see `xvlm-data download`",
         )
     version = _check_version(footer[VERSION_KEY].decode(errors="replace"), url)
     for field in FIELDS:
@@ -348,6 +375,9 @@ def _open(url: str) -> BinaryIO:
         raise ManifestError(f"{url}: no such file", "was the manifest moved?") from None
     except PermissionError:
         raise ManifestError(f"{url}: not readable", "check its permissions") from None
+    except OSError as error:
+        why = error.strerror or str(error) or type(error).__name__
+        raise ManifestError(f"{url}: {why.splitlines()[0]}", "give a .parquet file") from None
     return file
 
 

@@ -53,13 +53,21 @@ def evaluate_command(
     from xvlm_train.data.evaluation import EvalSet
     from xvlm_train.engine.distributed import choose_device
     from xvlm_train.evaluator import Evaluator
+    from xvlm_train.pictures import check_folder, draw_grounding
     from xvlm_train.saved import load_saved
 
+    if pictures:
+        check_folder(pictures[1])  # before the minutes that measuring takes
     console = Console(stderr=as_json, markup=False)
     saved = load_saved(run, choose_device(device), average=ema)
     if saved.tokenizer is None:
         raise UserError(f"{run}: has no tokenizer", "import it again with --tokenizer")
     opened = [open_manifest(manifest, image_root=image_root) for manifest in manifests]
+    for given, manifest in zip(manifests, opened, strict=True):
+        if not len(manifest):
+            raise UserError(
+                f"{given}: the manifest is empty", "see its rejects.parquet, or leave it out"
+            )
     held_out = EvalSet(opened, saved.config.data, limit=images)
     evaluator = Evaluator(saved.model, saved.tokenizer, saved.config.data.max_tokens)
     with console.status(f"evaluating on {len(held_out)} images"):
@@ -67,15 +75,14 @@ def evaluate_command(
         rejects = list(held_out.rejects)
         drawn: list[Path] = []
         if pictures:
-            from xvlm_train.pictures import draw_grounding
-
             drawn = draw_grounding(evaluator, held_out, *pictures)
     if as_json:
         report: dict[str, Any] = {"checkpoint": str(saved.path), "step": saved.step, **values}
         report["rejects"] = [reject._asdict() for reject in rejects]
         click.echo(json.dumps(finite(report)))
         return
-    console.print(results_table(values, f"{saved.path} (step {saved.step})", rejects))
+    step = "" if saved.step is None else f" (step {saved.step})"  # folders for use tell none
+    console.print(results_table(values, f"{saved.path}{step}", rejects))
     if pictures:
         console.print(f"{len(drawn)} pictures in {pictures[1]}")
 

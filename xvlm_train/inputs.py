@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from xvlm_data.errors import UserError
+from xvlm_data.errors import ManifestError, UserError
 from xvlm_data.manifest import Manifest, open_manifest
 from xvlm_data.recipe import read_recipe
 from xvlm_train.config import PretrainConfig
@@ -95,7 +95,9 @@ def make_streams(
                 skip_unusable=not explicit,
             )
         except UserError as error:
-            if explicit:
+            # What is wrong with one manifest (damaged, still to be downloaded) has a remedy of
+            # its own; another manifest, or another stream, is one only where none has the texts.
+            if explicit or isinstance(error, ManifestError):
                 raise
             raise UserError(error.what, _WITHOUT[name]) from None
     return streams

@@ -19,6 +19,15 @@ if TYPE_CHECKING:
 _COLOURS = ("#e6194b", "#0082c8", "#f58231", "#911eb4")
 
 
+def check_folder(folder: Path) -> None:
+    """Raises UserError where a file lies at a folder's path, or at that of one above it."""
+    for part in (folder, *folder.parents):
+        if part.exists():
+            if not part.is_dir():
+                raise UserError(f"{part}: a file, but pictures go into a folder", "give another")
+            return
+
+
 def _spread(items: Iterable[EvalItem], count: int) -> list[EvalItem]:
     """At most ``count`` of the items, evenly spread, holding no more than twice as many."""
     kept: list[EvalItem] = []
@@ -37,7 +46,7 @@ def draw_grounding(
     """PNGs of ``count`` images with phrases, evenly spread: true box solid, predicted box dashed.
 
     Raises:
-        UserError: no image has a phrase to ground.
+        UserError: no image has a phrase to ground, or the folder cannot be one.
     """
     import torch
     from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -49,6 +58,7 @@ def draw_grounding(
     chosen = _spread((item for item in items if item.phrases), count)
     if not chosen:
         raise UserError("no image has a phrase to draw", "give a manifest with regions or objects")
+    check_folder(folder)
     folder.mkdir(parents=True, exist_ok=True)
     paths = []
     for item, boxes in zip(chosen, evaluator.ground(chosen), strict=True):
@@ -93,7 +103,7 @@ def draw_curves(lines: list[dict[str, Any]], path: Path) -> None:
     """The losses of both streams and the held-out measures over the steps, as one PNG.
 
     Raises:
-        UserError: there is no loss yet.
+        UserError: there is no loss yet, or the file's folder cannot be one.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -123,6 +133,7 @@ def draw_curves(lines: list[dict[str, Any]], path: Path) -> None:
         axes.set_xlabel("step")
         axes.grid(alpha=0.3)
         axes.legend(fontsize=8)
+    check_folder(path.parent)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=120)
 

@@ -80,7 +80,8 @@ def verify(folder: Path) -> list[Check]:
     from xvlm_train.parity import entry_of, make_batch, read_config, read_json, read_tensors
 
     if not folder.is_dir():
-        raise UserError(f"{folder}: no such folder", "give the folder of one parity case")
+        what = "a file, not a folder" if folder.exists() else "no such folder"
+        raise UserError(f"{folder}: {what}", "give the folder of one parity case")
     config = read_config(folder / "config.json")
     model = XVLM(config).eval()
     weights = read_tensors(folder / "state_dict.safetensors")

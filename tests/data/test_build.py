@@ -296,8 +296,8 @@ def test_every_rule_has_its_flag(tmp_path: Path) -> None:
     def rows(*flags: str) -> tuple[list[str], list[str]]:
         out = str(tmp_path / "m")
         done = run("build", "--source", "coco", "--root", str(root), "--out", out, *flags)
-        assert done.returncode == 0, done.stderr
         (table,) = (pq.read_table(path) for path in (tmp_path / "m").glob("manifest-*.parquet"))
+        assert done.returncode == (0 if len(table) else 2), done.stderr
         texts = [c["text"] for row in table["concepts"].to_pylist() for c in row]
         return table["id"].to_pylist(), texts
 
@@ -325,6 +325,13 @@ def test_default_folders_make_the_short_command_work(tmp_path: Path) -> None:
     write_vg(tmp_path / "raw/vg", {1: [region(1, "a thing")]})
     assert run("build", "--source", "vg", cwd=tmp_path).returncode == 0
     assert len(open_manifest(tmp_path / "manifests/vg")) == 1
+
+
+@pytest.mark.parametrize("command", ["build --source coco", "download nowhere --out out"])
+def test_a_quality_of_images_that_stay_as_they_are_is_refused(command: str) -> None:
+    done = run(*command.split(), "--quality", "50")
+    assert done.returncode == 2
+    assert "--quality belongs to --shortest-side" in done.stderr
 
 
 def test_manifests_that_are_none_are_refused(tmp_path: Path) -> None:

@@ -107,6 +107,11 @@ def test_files_that_would_prove_nothing_are_refused(
         evaluation_ids([write_json(tmp_path / name, content)])
 
 
+def test_a_file_that_is_not_there_is_missing_and_not_of_an_unknown_kind(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"none\.csv: no such file"):
+        evaluation_ids([tmp_path / "none.csv"])
+
+
 def test_lists_of_names(tmp_path: Path) -> None:
     coco = b"# COCO\nval2014/COCO_val2014_000000253964.jpg 253964\n000000000139.jpg\n\n"
     ids = evaluation_ids([write(tmp_path / "a.txt", coco + b"36979\n77.jpg\r\n")])

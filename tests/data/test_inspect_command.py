@@ -255,6 +255,14 @@ def test_options_of_validation_need_it(manifest: Path) -> None:
     assert "--validate" in result.stderr
 
 
+@pytest.mark.parametrize("option", ["--pictures", "--max-rows"])
+def test_options_of_pages_need_one(manifest: Path, option: str, tmp_path: Path) -> None:
+    result = run(manifest, option, "10")
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert f"{option} belongs to --html" in result.stderr
+    assert run(manifest, option, "10", "--html", tmp_path / "page.html").exit_code == 0
+
+
 def test_a_page_goes_where_a_link_leads_and_into_a_pipe(tmp_path: Path) -> None:
     path = write(tmp_path / "made.parquet", [row(0)])
     (tmp_path / "there").mkdir()

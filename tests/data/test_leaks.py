@@ -337,6 +337,8 @@ def test_bad_input_is_one_line(tmp_path: Path, coco_val: str) -> None:
         ([], "no MANIFEST"),
         ([coco_val], "--against is missing"),
         ([coco_val, "--against", tmp_path / "none.json"], "no such file"),
+        ([coco_val, "--against", tmp_path / "none"], f"{tmp_path}/none: no such file, folder or"),
+        ([coco_val, "--against", f"{coco_val}x"], f"did you mean {coco_val}?"),
         ([coco_val, "--against", tmp_path / "empty"], "neither a manifest nor a folder"),
         ([tmp_path / "empty", "--against", coco_val], "without manifest.json"),
         ([coco_val, "--against", coco_val, "--out", tmp_path / "r.xlsx"], "no known kind"),

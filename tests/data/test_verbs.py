@@ -367,6 +367,29 @@ def test_an_unfinished_build_is_not_thrown_away(folder: Path, tmp_path: Path) ->
     check_derived(out, "subset")
 
 
+def test_fewer_rows_than_asked_for_are_noted(folder: Path, tmp_path: Path) -> None:
+    done = run("subset", folder, "-n", 1000, "--out", tmp_path / "all", "--json")
+    assert done.stderr == "note: -n 1,000, but there are only 20 rows: all of them were taken\n"
+    assert json.loads(done.stdout)["rows"] == 20
+    assert run("subset", folder, "-n", 20, "--out", tmp_path / "just").stderr == ""
+
+
+def test_a_condition_that_nothing_meets_is_noted(folder: Path, tmp_path: Path) -> None:
+    done = run("filter", folder, "--where", "width < 0", "--out", tmp_path / "none", "--json")
+    assert "note: the condition holds for none of the 20 rows" in done.stderr
+    assert json.loads(done.stdout)["rows"] == 0
+    assert run("filter", folder, "--where", "width = 10", "--out", tmp_path / "one").stderr == ""
+
+
+@pytest.mark.parametrize("where", ["", " \n"])
+def test_an_empty_condition_is_called_so(folder: Path, tmp_path: Path, where: str) -> None:
+    with pytest.raises(UserError, match=r"the condition is empty; columns are id, .*for instance"):
+        matching(xvlm_data.open(folder), where)
+    done = run("filter", folder, "--where", where, "--out", tmp_path / "none", status=2)
+    assert "the condition is empty" in done.stderr and "SELECT" not in done.stderr
+    assert not (tmp_path / "none").exists()
+
+
 @pytest.mark.parametrize("shares", [("a=nan", "b=0.5"), ("a=inf", "b=-inf"), ("a=nan",)])
 def test_parts_are_numbers(folder: Path, tmp_path: Path, shares: tuple[str, ...]) -> None:
     parts = [part for share in shares for part in ("--part", share)]

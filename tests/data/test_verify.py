@@ -188,7 +188,8 @@ def test_sources_that_are_not_built_are_listed_with_their_command(tmp_path: Path
     for file in (tmp_path / "sbu").iterdir():
         file.unlink()
     (tmp_path / "sbu").rmdir()
-    (tmp_path / "cc3m/manifest.json").unlink()  # a build that did not finish
+    (tmp_path / "cc3m/manifest.json").unlink()
+    (tmp_path / "cc3m/.building").mkdir()  # a build that did not finish
     arguments = ("--recipe", SHIPPED / "4m.yaml", "--manifests", tmp_path, "--scale", 0.0001)
     code, report = as_json(*arguments)
     assert code == 1

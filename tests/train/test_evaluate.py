@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from click.testing import CliRunner, Result
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
@@ -14,11 +15,13 @@ from PIL import Image
 from tests.train import small_manifests as small
 from xvlm_data.errors import UserError
 from xvlm_train import measures
+from xvlm_train.commands import main
 from xvlm_train.config import load_config
 from xvlm_train.data.evaluation import EvalSet
 from xvlm_train.evaluator import Evaluator
 from xvlm_train.model.xvlm import XVLM
 from xvlm_train.pictures import _spread, draw_curves, draw_grounding
+from xvlm_train.saved import save_pretrained
 
 SHRUNK = [
     "model.vision.name=swin_tiny_patch4_window7_224",
@@ -208,3 +211,54 @@ def test_curves_of_all_losses(tmp_path: Path) -> None:
     assert Image.open(tmp_path / "deep" / "curves.png").width > 300
     with pytest.raises(UserError, match="no losses"):
         draw_curves([{"step": 1, "eval/x": 1.0}], tmp_path / "none.png")
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model of random weights as a folder for use, which tells of no step."""
+    config = load_config("tiny", overrides=SHRUNK)
+    tokenizer = small.tokenizer()
+    config.model.text.vocab = tokenizer.vocab_size
+    folder = tmp_path_factory.mktemp("exported") / "model"
+    save_pretrained(folder, XVLM(config.model), config, tokenizer)
+    return folder
+
+
+def xvlm(*arguments: object) -> Result:
+    return CliRunner().invoke(main, [str(argument) for argument in arguments])
+
+
+def test_a_folder_for_use_has_no_step_to_tell(exported: Path, tmp_path: Path) -> None:
+    small.write(tmp_path / "val.parquet", small.boxed(3))
+    result = xvlm("evaluate", exported, "--manifest", tmp_path / "val.parquet")
+    assert result.exit_code == 0, result.output
+    assert "R@1" in result.stdout and "(step" not in result.stdout and "None" not in result.stdout
+
+
+def test_an_empty_manifest_is_named(exported: Path, tmp_path: Path) -> None:
+    small.write(tmp_path / "val.parquet", small.boxed(3))
+    small.write(tmp_path / "none.parquet", [])
+    given = [f"--manifest={tmp_path / name}.parquet" for name in ("val", "none")]
+    result = xvlm("evaluate", exported, *given)
+    assert result.exit_code == 2
+    assert result.stderr.startswith(f"error: {tmp_path / 'none.parquet'}: the manifest is empty;")
+
+
+@pytest.mark.parametrize("place", ["file", "file/deep/er"])
+def test_pictures_into_a_file_are_refused_before_anything_is_measured(
+    exported: Path, tmp_path: Path, place: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Evaluator, "measure", lambda *_: pytest.fail("measured"))
+    small.write(tmp_path / "val.parquet", small.boxed(3))
+    (tmp_path / "file").touch()
+    val, out = tmp_path / "val.parquet", tmp_path / place
+    result = xvlm("evaluate", exported, "--manifest", val, "--pictures", 2, out)
+    assert (result.exit_code, result.stderr.count("\n")) == (2, 1), result.output
+    assert result.stderr.startswith(f"error: {tmp_path / 'file'}: a file, but pictures go into")
+
+
+@pytest.mark.parametrize("place", ["file/x.png", "file/deep/x.png"])
+def test_curves_below_a_file_are_refused(tmp_path: Path, place: str) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match="file: a file, but pictures go into a folder"):
+        draw_curves([{"step": 1, "image_text/mlm": 1.0}], tmp_path / place)

@@ -227,3 +227,7 @@ def test_no_folder_is_told(tmp_path: Path) -> None:
     code, output = run(str(tmp_path / "none"))
     assert code == 2
     assert "no such folder" in output
+    (tmp_path / "README.md").touch()
+    code, output = run(str(tmp_path / "README.md"))
+    assert code == 2
+    assert "a file, not a folder" in output and "no such" not in output

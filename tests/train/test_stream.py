@@ -300,8 +300,8 @@ def test_evaluation_counts_what_it_cannot_read(tmp_path: Path) -> None:
     assert [reject.reason for reject in chosen.rejects] == ["corrupt_image"] * 2
     with pytest.raises(UserError, match="no validation image"):
         list(EvalSet([write(tmp_path / "b.parquet", broken(3, 1))], SMALL))
-    with pytest.raises(UserError, match="empty"):
-        EvalSet([write(tmp_path / "c.parquet", [])], SMALL)
+    with pytest.raises(UserError, match=r"empty \(first, second\)"):
+        EvalSet([write(tmp_path / "c.parquet", [], name=n) for n in ("first", "second")], SMALL)
 
 
 def phrases(tmp_path: Path, concepts: list[dict]) -> dict[str, float]:

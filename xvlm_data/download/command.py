@@ -126,9 +126,7 @@ _PRODUCT, _MANNERS = ProductOptions(), Manners()
 @click.option(
     "--quality",
     type=click.IntRange(1, 100),
-    default=_PRODUCT.quality,
-    show_default=True,
-    help="Of the JPEG then.",
+    help=f"Of the JPEG then [{_PRODUCT.quality}].",
 )
 @click.option(
     "--user-agent", default=_MANNERS.user_agent, show_default=True, help="Sent with every request."
@@ -167,6 +165,7 @@ def download_command(
     caption_column: str | None,
     source: str | None,
     split: str,
+    quality: int | None,
     max_image_mb: int,
     max_pixels: int,
     workers: int | None,
@@ -197,18 +196,27 @@ def download_command(
     from xvlm_data.download.lists import ListSpec
     from xvlm_data.download.run import Request, download
     from xvlm_data.images.decode import Limits
+    from xvlm_data.nothing_kept import refuse_empty
 
     if retry and restart:
         raise click.UsageError("--retry goes on with what --restart throws away")
     if url_column is None and (caption_column or source):
         raise click.UsageError("--caption-column and --source belong to --url-column")
+    if quality is not None and options["shortest_side"] is None:
+        raise click.UsageError("--quality belongs to --shortest-side; else images stay as they are")
     spec: str | ListSpec = manifest
-    if url_column is not None:
+    if url_column is None:
+        _refuse_text(manifest)
+    else:
         path = Path(manifest)
         name = source or re.sub(r"\W+", "_", path.stem).strip("_") or "list"
         spec = ListSpec(path, url_column, caption_column, name, split)
     manners = {key: options.pop(key) for key in list(options) if hasattr(_MANNERS, key)}
-    product = ProductOptions(limits=Limits(max_image_mb << 20, max_pixels), **options)
+    product = ProductOptions(
+        limits=Limits(max_image_mb << 20, max_pixels),
+        quality=_PRODUCT.quality if quality is None else quality,
+        **options,
+    )
     request = Request(
         spec,
         out,
@@ -223,6 +231,28 @@ def download_command(
         click.echo(json.dumps(summary, ensure_ascii=False))
     else:
         _print(summary, out)
+    refuse_empty(summary, out, _advice(summary), raw="list")
+
+
+def _advice(summary: dict[str, Any]) -> str:
+    """What to do when no image arrived at all."""
+    from xvlm_data.download.reasons import TRANSIENT
+    from xvlm_data.nothing_kept import main_reason
+
+    if main_reason(summary) in TRANSIENT:
+        return "is this machine on the net? The same command with --retry asks again"
+    return "open one of the addresses in a browser; is it the column of URLs?"
+
+
+def _refuse_text(spec: str) -> None:
+    """A text list is no manifest, and does not say which column is which."""
+    from xvlm_data.download.lists import SEPARATORS, first_cells
+    from xvlm_data.errors import UserError
+    from xvlm_data.mistaken import text_list
+
+    path = Path(spec)
+    if path.suffix.lower() in SEPARATORS and path.is_file():
+        raise UserError(*text_list(spec, first_cells(path)))
 
 
 def _print(summary: dict[str, Any], out: Path) -> None:

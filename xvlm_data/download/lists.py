@@ -37,7 +37,8 @@ from xvlm_data.text import normalise_texts
 _MEMORY = "2GB"
 _BATCH = 4096
 _LONGEST_LINE = 4 << 20
-_SEPARATORS = {".tsv": "\t", ".tab": "\t", ".txt": "\t", ".csv": ","}
+#: Of text files, by how their names end.
+SEPARATORS = {".tsv": "\t", ".tab": "\t", ".txt": "\t", ".csv": ","}
 
 
 @dataclass(frozen=True)
@@ -165,8 +166,8 @@ def _reader(db: duckdb.DuckDBPyConnection, spec: ListSpec) -> tuple[str, str, st
             row[0]
             for row in db.execute(f"DESCRIBE SELECT * FROM {relation}", parameters).fetchall()
         ]
-    elif path.suffix.lower() in _SEPARATORS:
-        relation, names = _text_reader(spec, _SEPARATORS[path.suffix.lower()])
+    elif path.suffix.lower() in SEPARATORS:
+        relation, names = _text_reader(spec, SEPARATORS[path.suffix.lower()])
     else:
         raise UserError(
             f"{path}: neither a manifest nor .parquet, .csv or .tsv", "rename it to what it is"
@@ -176,13 +177,23 @@ def _reader(db: duckdb.DuckDBPyConnection, spec: ListSpec) -> tuple[str, str, st
     return relation, url, caption, parameters
 
 
-def _text_reader(spec: ListSpec, separator: str) -> tuple[str, list[str]]:
-    """CSV as the standard has it; in TSV a quote is a character like any other."""
-    quoted = separator == ","
-    with open_raw(spec.path) as file:
+def first_cells(path: Path) -> list[str]:
+    """The cells of the first line of a text file: CSV as the standard has it; in TSV a quote is a
+    character like any other.
+
+    Raises:
+        UserError: the file is missing, or no text.
+    """
+    separator = SEPARATORS[path.suffix.lower()]
+    with open_raw(path) as file:
         line = file.readline(_LONGEST_LINE).decode("utf-8-sig", "replace")
-    style: dict[str, Any] = {"quoting": csv.QUOTE_MINIMAL if quoted else csv.QUOTE_NONE}
-    first = next(csv.reader(io.StringIO(line), delimiter=separator, **style), [])
+    style: dict[str, Any] = {"quoting": csv.QUOTE_MINIMAL if separator == "," else csv.QUOTE_NONE}
+    return next(csv.reader(io.StringIO(line), delimiter=separator, **style), [])
+
+
+def _text_reader(spec: ListSpec, separator: str) -> tuple[str, list[str]]:
+    first = first_cells(spec.path)
+    quoted = separator == ","
     header = not spec.url_column.isdigit()
     names = first if header else [str(number + 1) for number in range(len(first))]
     if len(set(names)) < len(names):
@@ -213,7 +224,7 @@ def _literal(text: str) -> str:
 
 def _malformed(db: duckdb.DuckDBPyConnection, spec: ListSpec) -> Iterator[pa.Table]:
     """Rows of ``schema.REJECTS`` for the lines of a text file that are no rows."""
-    if spec.path.suffix.lower() not in _SEPARATORS:
+    if spec.path.suffix.lower() not in SEPARATORS:
         return
     found = db.sql(
         "SELECT $1, NULL, 'line ' || line, 'image', 'malformed', "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -107,9 +108,13 @@ def fingerprint(spec: str) -> dict[str, str]:
         for shard in (manifest.summary or {}).get("shards", ())
         if isinstance(shard, dict)
     }
-    return {
-        (name := Path(shard.url).name): told.get(name) or file_digest(shard.url)
-        for shard in manifest.shards
+    paths = [Path(shard.url) for shard in manifest.shards]
+    names = Counter(path.name for path in paths)
+    return {  # files of several manifests may have one name
+        path.name if names[path.name] == 1 else "/".join(path.parts[-2:]): (
+            told.get(path.name) or file_digest(shard.url)
+        )
+        for path, shard in zip(paths, manifest.shards, strict=True)
     }
 
 

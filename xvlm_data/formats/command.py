@@ -197,6 +197,7 @@ def import_command(
     from xvlm_data.console import Bars, say, stdout
     from xvlm_data.engines import open_engine
     from xvlm_data.formats.importing import ImportOptions
+    from xvlm_data.nothing_kept import refuse_empty
     from xvlm_data.storage import as_path
 
     place = as_path(out)
@@ -228,13 +229,15 @@ def import_command(
         )
     if as_json:
         click.echo(json.dumps(summary, ensure_ascii=False))
-        return
-    stdout.print(closing_table(summary | {"options": {"images": form}}))
-    for note in summary["notes"]:
-        say(f"note: {note}")
-    say(f"{place}: {summary['rows']:,} images in {len(summary['shards'])} file(s)")
-    if summary["rejects"]:
-        say(f"{summary['rejects']:,} records left out, listed in {place}/rejects.parquet")
+    else:
+        stdout.print(closing_table(summary | {"options": {"images": form}}))
+        for note in summary["notes"]:
+            say(f"note: {note}")
+        say(f"{place}: {summary['rows']:,} images in {len(summary['shards'])} file(s)")
+        if summary["rejects"]:
+            say(f"{summary['rejects']:,} records left out, listed in {place}/rejects.parquet")
+    advice = "are the pictures where --image-root says, and the files of the format of --from?"
+    refuse_empty(summary, place, advice, raw="files", root=summary["image_root"])
 
 
 def _import(

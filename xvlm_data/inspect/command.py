@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import click
+from click.core import ParameterSource
 
 
 @click.command("inspect")
@@ -115,6 +116,10 @@ def inspect_command(
         return
     if recipe is not None:
         raise click.UsageError("--recipe belongs to --html; or use `xvlm-data verify --recipe`")
+    for name in ("pictures", "max_rows"):
+        if context.get_parameter_source(name) is not ParameterSource.DEFAULT:
+            option = f"--{name.replace('_', '-')}"
+            raise click.UsageError(f"{option} belongs to --html; --draw N OUT writes pictures")
     if (decode or no_image_check) and not check:
         raise click.UsageError("--decode and --no-image-check belong to --validate")
     bars = Bars(quiet=as_json)

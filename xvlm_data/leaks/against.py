@@ -8,8 +8,10 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 
+import fsspec
 import numpy as np
 
+from xvlm_data.errors import UserError
 from xvlm_data.leaks.content import (
     Advance,
     Named,
@@ -23,6 +25,7 @@ from xvlm_data.leaks.evaluation import Ids, coco_name, read_evaluation_file
 from xvlm_data.leaks.fingerprint import Wanted
 from xvlm_data.leaks.identity import NONE, Identities
 from xvlm_data.manifest import SUMMARY_NAME, open_manifest
+from xvlm_data.mistaken import near_path
 
 Stage = Callable[[str, int | None, str], AbstractContextManager[Advance]]
 
@@ -105,6 +108,12 @@ def open_against(
         return _manifest(given, identities, wanted, distance, pool, stage)
     if path.is_dir():
         return _folder(path, wanted, distance, pool, stage)
+    if not path.exists():
+        near = near_path(fsspec.filesystem("file"), str(path.absolute()), given)
+        raise UserError(
+            f"{given}: no such file, folder or manifest",
+            f"did you mean {near}?" if near else "check the path",
+        )
     file = read_evaluation_file(path)
     return Against(
         given,

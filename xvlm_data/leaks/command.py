@@ -93,7 +93,8 @@ def leaks_command(
       xvlm-data leaks manifests/coco manifests/vg --against raw/coco/dataset_coco.json
       xvlm-data leaks manifests/vg --against raw/refcoco*/refs*.p --ids raw/vg/image_data.json
       xvlm-data leaks manifests/cc3m --against manifests/coco_val raw/flickr30k/test --perceptual
-      xvlm-data leaks manifests/coco manifests/sbu --against coco_val --out leaks.csv --strict
+      xvlm-data leaks manifests/coco manifests/sbu --against manifests/coco_val \\
+          --out leaks.csv --strict
     """
     if not manifests:
         raise click.UsageError("no MANIFEST (name them before --against, which takes all it gets)")

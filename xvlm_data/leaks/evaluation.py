@@ -136,6 +136,8 @@ def read_evaluation_file(path: Path, *, strict: bool = True) -> EvaluationFile:
         strict: an element that cannot be read is an error: nothing is proven by such a file.
             Otherwise it is one if there is no other.
     """
+    if not path.exists():
+        raise UserError(f"{path}: no such file", "check the path")
     kind, read = _reader(path)
     found = _Found()
     read(path, found)

@@ -16,6 +16,11 @@ from xvlm_data.verbs.options import json_option, manifests_argument, open_all, o
 
 #: What DuckDB calls the rows of one row group; a condition has no business with others.
 _TABLE = "__row_group"
+#: What a condition can be.
+_EXAMPLE = (
+    "columns are id, source, split, image, width, height, caption, concepts; for instance "
+    "\"len(concepts) > 2 AND split = 'train'\""
+)
 
 
 def matching(manifest: Manifest, where: str, advance: Advance = lambda rows: None) -> Positions:
@@ -34,6 +39,8 @@ def matching(manifest: Manifest, where: str, advance: Advance = lambda rows: Non
         UserError: the condition is none, or fails.
         ManifestError: a file is damaged.
     """
+    if not where.strip():
+        raise UserError("--where: the condition is empty", _EXAMPLE)
     found = [np.zeros(0, np.int64)]
     with duckdb.connect(config={"enable_external_access": False}) as database:
         database.execute("SET lock_configuration = true")
@@ -83,8 +90,7 @@ def _evaluate(
         lines = [line for line in str(error).splitlines() if line.strip()]
         raise UserError(
             f"--where {where!r}: {' '.join(lines[:2])[:300]}",
-            "columns are id, source, split, image, width, height, caption, concepts; for instance "
-            "\"len(concepts) > 2 AND split = 'train'\"",
+            _EXAMPLE,
         ) from None
     finally:
         database.unregister(_TABLE)
@@ -123,4 +129,5 @@ def filter_command(
     step = Step("filter", {"where": where}, [manifest], reason="where")
     with bars.stage("writing", len(manifest), "rows") as advance:
         summary = derive_rows(manifest, positions, out, step, force=force, advance=advance)
-    report(summary, out, as_json=as_json)
+    none = f"the condition holds for none of the {len(manifest):,} rows: the manifest is empty"
+    report(summary, out, as_json=as_json, note=None if len(positions) else none)

@@ -39,8 +39,10 @@ def open_all(manifests: Sequence[str]) -> Manifest:
     return open_manifest(manifests[0] if len(manifests) == 1 else list(manifests))
 
 
-def report(summary: dict[str, Any], out: str, *, as_json: bool) -> None:
-    """Say what was written."""
+def report(summary: dict[str, Any], out: str, *, as_json: bool, note: str | None = None) -> None:
+    """Say what was written; a note on the call, which says nothing of the manifest, beside it."""
+    if note:
+        click.echo(f"note: {note}", err=True)
     if as_json:
         click.echo(json.dumps(summary, ensure_ascii=False))
         return

@@ -53,7 +53,7 @@ def stats_command(manifests: tuple[str, ...], as_json: bool) -> None:
 
     \b
     Examples:
-      xvlm-data stats manifests/*
+      xvlm-data stats manifests/*/
       xvlm-data stats manifests/coco manifests/vg --json
     """
     from xvlm_data.console import Bars

@@ -34,4 +34,5 @@ def subset_command(
     manifest = open_all(manifests)
     step = Step("subset", {"rows": rows, "seed": seed}, [manifest])
     summary = derive_rows(manifest, subset(manifest, rows, seed), out, step, force=force)
-    report(summary, out, as_json=as_json)
+    few = f"-n {rows:,}, but there are only {len(manifest):,} rows: all of them were taken"
+    report(summary, out, as_json=as_json, note=few if rows > len(manifest) else None)

@@ -77,7 +77,11 @@ class EvalSet:
     ) -> None:
         total = sum(len(manifest) for manifest in manifests)
         if not total:
-            raise UserError("the validation manifest is empty", "build it again; see its rejects")
+            names = ", ".join(str(m.info.get("name") or m.shards[0].url) for m in manifests)
+            raise UserError(
+                f"the validation manifest is empty ({names or 'none given'})",
+                "build it again; see its rejects",
+            )
         for manifest in manifests:
             manifest.require_images()
         count = total if limit is None else min(limit, total)
