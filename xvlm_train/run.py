@@ -93,6 +93,11 @@ class Run:
         self.tokenizer = self._make_tokenizer([*opened[IMAGE_TEXT], *opened[MULTI_GRAINED]])
         self.model = self._make_model()
         self.start_step = resume.step if resume else 0
+        if config.train.steps < self.start_step:
+            raise UserError(
+                f"train.steps is {config.train.steps}, and {self.start_step} steps are done",
+                "ask for more, or resume from an earlier checkpoint",
+            )
         self.streams = make_streams(inputs, opened, config, self.tokenizer, self.model.grid)
         self.fingerprints = fingerprints(inputs, self.streams)
         self._compare_data(allowed)

@@ -90,6 +90,7 @@ def test_official_parity_sets_every_switch() -> None:
         ("optim.lr=.nan", "optim.lr is nan"),
         ("optim.clip_norm=0", "optim.clip_norm is 0.0"),
         ("train.seed=100000000000000000000000000", "train.seed is"),
+        ("model.temperature=0", "model.temperature is 0.0; give 0.001 to 0.5"),
         ("model.embed_dim=0", "model.embed_dim is 0"),
         ("model.text.heads=0", "model.text.heads is 0"),
         ("model.vision.kwargs={checkpoint_path: a.pth}", "kwargs.checkpoint_path is no argument"),

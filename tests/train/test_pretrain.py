@@ -430,6 +430,10 @@ def refused(*args: str) -> str:
     return line
 
 
+def test_fewer_steps_than_are_done(whole: Path) -> None:
+    assert "3, and 6 steps are done" in refused("pretrain", "--resume", str(whole), "--steps", "3")
+
+
 def test_a_folder_with_a_run_is_not_overwritten(whole: Path, data: Path) -> None:
     line = refused(*arguments(data, whole))
     assert "already holds a run" in line and f"--resume {whole}" in line

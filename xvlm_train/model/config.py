@@ -105,6 +105,8 @@ class ModelConfig:
     """Initial contrastive temperature."""
 
     def __post_init__(self) -> None:
+        if not 0.001 <= self.temperature <= 0.5:
+            raise UserError(f"model.temperature is {self.temperature}", "give 0.001 to 0.5")
         if self.embed_dim < 1:
             raise UserError(f"model.embed_dim is {self.embed_dim}", "at least 1")
 
