@@ -7,6 +7,7 @@ one job at a time, and to one *plan*: inputs and options that decide the result.
 
 from __future__ import annotations
 
+import errno
 import os
 import socket
 import threading
@@ -18,10 +19,13 @@ from typing import Any
 from xvlm_data.errors import UserError
 from xvlm_data.storage import AnyPath, is_local, read_json, remove_tree, write_json
 
-#: Beside an object store's lock: how often its holder says that it is alive, and when it is not.
+#: Without the kernel's lock: how often the holder says that it is alive, and when it is not.
 _HEARTBEAT, _DEAD = 20.0, 90.0
 
-_PLAN = "plan.json"
+#: What file systems without locks say (Lustre without ``-o flock``, NFS without a lock service).
+_NO_LOCKS = (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK)
+
+_PLAN, _LOCK = "plan.json", "lock"
 
 
 class Journal:
@@ -43,7 +47,7 @@ class Journal:
         self.folder, self._plan, self._restart = folder, plan, restart
         self.resumed = False
         self._inputs: list[str] = []
-        self._lock = _Lock(folder)
+        self._lock = Lock(folder / _LOCK, f"{folder.parent}: another process is building here")
 
     def __enter__(self) -> Journal:
         """Take the lock and compare the plan.
@@ -132,7 +136,7 @@ class Journal:
         if is_local(self.folder):
             # The lock goes last, so that a process that comes now does not lose what it writes.
             self._clear()
-            (self.folder / _Lock.NAME).unlink(missing_ok=True)
+            (self.folder / _LOCK).unlink(missing_ok=True)
             with suppress(OSError):
                 self.folder.rmdir()
         else:
@@ -143,7 +147,7 @@ class Journal:
         # The plan goes first: without it, nothing else is believed.
         (self.folder / _PLAN).unlink(missing_ok=True)
         for path in list(self.folder.iterdir()):
-            if path.name != _Lock.NAME:
+            if path.name != _LOCK:
                 if path.is_dir():
                     remove_tree(path)
                 else:
@@ -166,44 +170,70 @@ def difference(found: Any, wanted: Any, name: str = "") -> str:
     return f"{name}: {found!r} there, {wanted!r} now"
 
 
-class _Lock:
-    """One process at a time: the kernel's lock on a file here, a heartbeat in an object store."""
+class Lock:
+    """One process at a time: the kernel's lock on a file here, a heartbeat where there is none.
 
-    NAME = "lock"
+    Of a killed process the kernel frees the first at once, for this machine and, through NFS, for
+    others. Object stores have no such lock, and not every network file system has.
 
-    def __init__(self, folder: AnyPath) -> None:
-        self.path = folder / self.NAME
+    Args:
+        path: the lock's file, in a folder that is there; it may stay, which means nothing.
+        taken: what to tell the one who comes second, such as "runs/a: another process trains here".
+        patient: before refusing for a heartbeat, wait for the next one, which a killed process does
+            not give; so none is refused for the sake of its own predecessor.
+    """
+
+    def __init__(self, path: AnyPath, taken: str, *, patient: bool = False) -> None:
+        self.path, self._taken, self._patient = path, taken, patient
         self._file: int | None = None
         self._stop = threading.Event()
         self._beating: threading.Thread | None = None
         self._owner = f"{socket.gethostname()}:{os.getpid()}:{time.time_ns()}"
 
-    def take(self) -> None:
-        if is_local(self.path):
-            self._take_local(self.path)
-        else:
-            self._take_remote()
+    @property
+    def held(self) -> bool:
+        """Whether this process has it."""
+        return self._file is not None or self._beating is not None
 
-    def _take_local(self, path: AnyPath) -> None:
+    def take(self) -> None:
+        """Take it, or keep it.
+
+        Raises:
+            UserError: another process has it.
+        """
+        if not self.held and not (is_local(self.path) and self._take_from_kernel()):
+            self._take_by_heartbeat()
+
+    def _take_from_kernel(self) -> bool:
+        """False where the file system has no locks."""
         import fcntl
 
-        self._file = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+        self._file = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o666)
         try:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
+        except OSError as error:
             os.close(self._file)
             self._file = None
+            if error.errno in _NO_LOCKS:
+                return False
             self._refuse("")
         # Whoever held it may have finished and removed the folder under us.
         file = self._file
-        if file is not None and (not path.exists() or os.fstat(file).st_ino != path.stat().st_ino):
+        if file is not None and not self._is_at_path(file):
             self.release()
-            path.parent.mkdir(parents=True, exist_ok=True)
-            self._take_local(path)
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            return self._take_from_kernel()
+        return True
 
-    def _take_remote(self) -> None:
+    def _is_at_path(self, file: int) -> bool:
+        try:
+            return os.path.samestat(os.fstat(file), self.path.stat())
+        except FileNotFoundError:
+            return False
+
+    def _take_by_heartbeat(self) -> None:
         found = read_json(self.path)
-        if found and time.time() - found["alive"] < _DEAD:
+        if found and self._is_alive(found):
             self._refuse(f" ({found['owner']}; a killed one frees it after {_DEAD:.0f} s)")
         self._beat()
         time.sleep(0.2)
@@ -211,6 +241,17 @@ class _Lock:
             self._refuse("")
         self._beating = threading.Thread(target=self._beat_on, daemon=True)
         self._beating.start()
+
+    def _is_alive(self, found: dict[str, Any]) -> bool:
+        if not self._patient:
+            return bool(time.time() - found["alive"] < _DEAD)
+        enough = time.monotonic() + _DEAD  # whatever the other's clock says
+        while time.time() - found["alive"] < _DEAD and time.monotonic() < enough:
+            now = read_json(self.path)
+            if now != found:
+                return now is not None  # it beats, or has ended
+            time.sleep(0.2)
+        return False
 
     def _beat(self) -> None:
         write_json(self.path, {"owner": self._owner, "alive": time.time()})
@@ -221,12 +262,10 @@ class _Lock:
                 self._beat()
 
     def _refuse(self, who: str) -> None:
-        raise UserError(
-            f"{self.path.parent.parent}: another process is building here{who}",
-            "wait for it, or give another --out",
-        )
+        raise UserError(f"{self._taken}{who}", "wait for it, or give another --out")
 
     def release(self) -> None:
+        """Give it back, if this process has it."""
         if self._file is not None:
             os.close(self._file)
             self._file = None

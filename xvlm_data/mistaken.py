@@ -9,6 +9,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 from fnmatch import fnmatch
+from pathlib import Path
 from typing import Any
 
 #: As ``manifest.SUMMARY_NAME``, ``manifest.REJECTS_NAME`` and ``build.JOURNAL_NAME``.
@@ -128,6 +129,16 @@ def text_list(spec: str, first: list[str]) -> tuple[str, str]:
     elif first:
         fix += f"; its columns seem to be {', '.join(cell[:40] for cell in first[:10])}"
     return f"{spec}: a text list, not a manifest", fix
+
+
+def data_in(folder: Path) -> str | None:
+    """What a folder holds that is no place to write anything else into: a manifest, a release."""
+    if (folder / _SUMMARY).is_file():
+        return "a manifest"
+    below = (folder, folder / "annotations")
+    names = [path.name for place in below if place.is_dir() for path in place.iterdir()]
+    source = _release(names)
+    return f"the raw release of {source}" if source else None
 
 
 def _release(names: list[str]) -> str | None:

@@ -9,6 +9,7 @@ from pathlib import Path
 import click
 
 from xvlm_train.config import PRESETS, dump_config, load_config
+from xvlm_train.engine.preemption import EXIT_CODES, ending_at_once
 
 DEFAULT_PRESET = "tiny"
 
@@ -95,6 +96,9 @@ def pretrain_command(
     xvlm-train pretrain --init models/xvlm-4m --manifest manifests/mine --out runs/mine
     torchrun --standalone --nproc_per_node 8 -m xvlm_train pretrain --preset base …
     """
+    context = click.get_current_context()
+    # First of all: the imports below take seconds, and other ranks may be waited for.
+    context.with_resource(ending_at_once())
     settings = [
         *_of_recipe(recipe),
         *overrides,
@@ -112,12 +116,13 @@ def pretrain_command(
     from rich.console import Console
 
     from xvlm_train.engine import distributed
-    from xvlm_train.engine.preemption import EXIT_CODES
     from xvlm_train.engine.watchdog import HANGS
     from xvlm_train.inputs import Inputs
     from xvlm_train.resume import (
         RESUME,
         find_start,
+        folder_lock,
+        lock_run,
         prepare_folder,
         refuse_silent,
         settle_config,
@@ -137,6 +142,9 @@ def pretrain_command(
     default_out = out or Path("runs") / chosen
     _record_flights(default_out / HANGS)
     distributed.join()
+    lock = folder_lock(resume, default_out, out is None)
+    context.call_on_close(lock.release)
+    distributed.on_main(lambda: lock_run(lock))
     # Rank 0 alone reads and checks checkpoints, so that all go on from the same one.
     found, folder = distributed.on_main(lambda: find_start(resume, default_out, out is None))
     # And downloads; a run that goes on has its weights.
@@ -151,7 +159,7 @@ def pretrain_command(
     console = Console(
         stderr=True, highlight=False, markup=False, soft_wrap=True, quiet=not world.is_main
     )
-    distributed.on_main(lambda: prepare_folder(folder, found, resume))
+    distributed.on_main(lambda: prepare_folder(folder, found, resume, lock))
     if found:
         for problem in found.passed_over:
             console.print(f"passed over: {problem}", style="yellow")

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from xvlm_data.errors import UserError
+from xvlm_data.journal import Lock
 from xvlm_train.config import PretrainConfig, differences, load_config
 
 if TYPE_CHECKING:
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
     from xvlm_train.inputs import Inputs
 
 RESUME = "xvlm-train pretrain --resume"
+#: The file in a run's folder that is locked while the run goes on.
+LOCK = ".lock"
 
 #: Settings with which a run would go on without complaint, and wrongly: by key, what goes wrong.
 _SILENT = (
@@ -137,21 +140,63 @@ def settle_inputs(given: Inputs, found: Checkpoint | None) -> Inputs:
     )
 
 
-def prepare_folder(folder: Path, found: Checkpoint | None, resume: str | None) -> None:
-    """Make the run's folder, and set aside what is damaged in it.
+def folder_lock(resume: str | None, out: Path, out_is_default: bool) -> Lock:
+    """The lock of the folder that :func:`find_start` will name; not taken yet."""
+    from xvlm_train.engine import checkpoint
+
+    folder = out
+    if resume not in (None, "auto") and out_is_default:
+        given = Path(resume)
+        if (given / checkpoint.FOLDER).is_dir():
+            folder = given
+        else:  # its checkpoints, or one of them
+            folder = given.parent if given.name == checkpoint.FOLDER else given.parent.parent
+    return Lock(folder / LOCK, f"{folder}: another process trains here", patient=True)
+
+
+def lock_run(lock: Lock) -> None:
+    """Take the lock if there is a run, so that what is found of it is not on the move.
 
     Raises:
-        UserError: another run's remains are in it.
+        UserError: another process trains there.
     """
+    from xvlm_train.engine import checkpoint
+
+    if checkpoint.has_run(lock.path.parent):
+        _take(lock)
+
+
+def prepare_folder(folder: Path, found: Checkpoint | None, resume: str | None, lock: Lock) -> None:
+    """Make the run's folder, take its lock, and set aside what is damaged in it.
+
+    Raises:
+        UserError: another run's remains are in it, or data; another process trains there.
+    """
+    from xvlm_data.mistaken import data_in
     from xvlm_train.engine import checkpoint
 
     own = found is not None and found.path.resolve().is_relative_to(folder.resolve())
     if checkpoint.has_run(folder) and not own and resume != "auto":
         fix = f"go on with it ({RESUME} {folder}) or choose another --out"
         raise UserError(f"{folder} already holds a run", fix)
-    folder.mkdir(parents=True, exist_ok=True)
+    if (data := data_in(folder)) is not None and not own:
+        raise UserError(f"{folder}: holds {data}", "choose another --out")
+    if not lock.held:
+        _take(lock)
+        if checkpoint.begun(folder):
+            raise UserError(f"{folder}: another process has begun a run here", "run it again")
     if found and own:
         checkpoint.set_aside_damaged(found)
+
+
+def _take(lock: Lock) -> None:
+    folder = lock.path.parent
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock.take()
+    except OSError as error:  # for every rank to hear of, not only for the one that takes it
+        where = error.filename or folder
+        raise UserError(f"{where}: {error.strerror or error}", "give another --out") from error
 
 
 @dataclass(frozen=True)

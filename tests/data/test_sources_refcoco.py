@@ -333,7 +333,7 @@ def test_wrong_records_of_the_google_release(tmp_path: Path) -> None:
     assert [r["problem"] for r in read.of_kind(QUESTION)] == ["malformed", None, "malformed"]
 
 
-@pytest.mark.parametrize("data", [b"[]", b'{"images": {}}', b'{"images": {"1": {', b"\xff\xfe{}"])
+@pytest.mark.parametrize("data", [b"[]", b'{"images": {}}', b'{"images": {"1": {', b"\xff\xfd{}"])
 def test_what_is_no_google_release(tmp_path: Path, data: bytes) -> None:
     (tmp_path / "google_refexp_val_201511_coco_aligned_catg.json").write_bytes(data)
     with pytest.raises(UserError, match="not the Google release"):

@@ -430,6 +430,20 @@ def refused(*args: str) -> str:
     return line
 
 
+@pytest.mark.parametrize(
+    ("file", "told"),
+    [
+        ("manifest.json", "holds a manifest"),
+        ("annotations/instances_train2017.json", "holds the raw release of coco"),
+    ],
+)
+def test_no_run_is_written_among_data(data: Path, tmp_path: Path, file: str, told: str) -> None:
+    (tmp_path / file).parent.mkdir(exist_ok=True)
+    (tmp_path / file).touch()
+    assert told in refused(*arguments(data, tmp_path, "--steps", "1"))
+    assert [path for path in tmp_path.rglob("*") if path.is_file()] == [tmp_path / file]
+
+
 def test_fewer_steps_than_are_done(whole: Path) -> None:
     assert "3, and 6 steps are done" in refused("pretrain", "--resume", str(whole), "--steps", "3")
 

@@ -6,10 +6,12 @@ import atexit
 import multiprocessing
 import os
 import signal
+import threading
 from collections import deque
 from collections.abc import Generator, Iterable, Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, fields, replace
+from multiprocessing import forkserver, resource_tracker
 from typing import Any
 from weakref import WeakSet
 
@@ -22,6 +24,9 @@ from xvlm_train.data.stream import Stream
 
 #: Batches each worker prepares ahead.
 PREFETCH = 2
+
+#: What a terminal or a cluster tells all processes of a job, of which only the run is meant.
+_TOLD = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 
 
 def batches(
@@ -80,7 +85,7 @@ def _by_workers(
     stream: Stream, steps: Iterable[int], rank: int, world: int, pin_memory: bool
 ) -> Generator[Batch]:
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["xvlm_train.data.forkserver", "xvlm_train.data.stream"])
+    _start_server()
     loader = DataLoader(
         _Steps(stream, rank, world),
         batch_size=None,
@@ -103,6 +108,29 @@ def _by_workers(
             f"a loader worker died ({str(error).splitlines()[0]})",
             "out of memory or of /dev/shm? Lower data.workers or data.pool_groups",
         ) from error
+
+
+def _start_server() -> None:
+    """Start what workers are forked from, in a way that no signal ends it before it is deaf to it.
+
+    Signals are blocked from its first moment on; :mod:`xvlm_train.data.forkserver` leaves them so
+    for the workers, and these let them in when they know what to do with them.
+    """
+    forkserver.set_forkserver_preload(["xvlm_train.data.forkserver", "xvlm_train.data.stream"])
+    # In two steps, since the tracker, which the server needs, lets SIGTERM in when it has started.
+    for helper in (resource_tracker, forkserver):
+        with _blocked():
+            helper.ensure_running()
+
+
+@contextmanager
+def _blocked() -> Iterator[None]:
+    """Signals of :data:`_TOLD` wait meanwhile; processes that are started let them wait on."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, _TOLD)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 @dataclass(slots=True)
@@ -153,20 +181,36 @@ def pinned(batch: Batch) -> Batch:
 
 
 def _start_worker(worker: int) -> None:
-    """A worker ends when it is told through its queue; and it takes one core.
+    """A worker ends when it is told through its queue, or the run is gone; and it takes one core.
 
     The number of workers, not each library, decides how many cores are used.
     """
-    import cv2
-    import pyarrow as pa
-
     # A terminal's Ctrl-C reaches the workers too, but the run still needs them to end in order.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     # Likewise a cluster's signals; a second SIGTERM is that of somebody who means this process.
+    signal.signal(signal.SIGUSR1, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, lambda number, _: signal.signal(number, signal.SIG_DFL))
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, _TOLD)
+    threading.Thread(target=_end_with_the_run, name="end-with-the-run", daemon=True).start()
+
+    import cv2
+    import pyarrow as pa
+
     torch.set_num_threads(1)
     cv2.setNumThreads(1)
     pa.set_cpu_count(1)
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     with suppress(OSError):
         os.nice(5)  # the process that trains goes first
+
+
+def _end_with_the_run() -> None:
+    """End this worker when the process that trains is gone, be it by SIGKILL.
+
+    torch looks only after the process that workers are forked from. That one in turn ends when
+    nobody has the other end of a pipe of its any more, and the workers have it.
+    """
+    run = multiprocessing.parent_process()
+    if run is not None:
+        run.join()
+        os._exit(1)
