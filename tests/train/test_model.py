@@ -309,7 +309,7 @@ def bert_config(**changes) -> BertConfig:
         num_hidden_layers=3,
         num_attention_heads=changes.get("heads", 2),
         intermediate_size=changes.get("intermediate", 24),
-        max_position_embeddings=8,
+        max_position_embeddings=40,
     )
 
 
