@@ -28,7 +28,7 @@ from xvlm_train.engine.checkpoint import EMA, MODEL, OPTIMIZER, Checkpoint, Rete
 from xvlm_train.engine.distributed import World
 from xvlm_train.engine.ema import WeightAverage
 from xvlm_train.engine.loop import IMAGE_TEXT, MULTI_GRAINED, Precision, Settings, Trainer
-from xvlm_train.engine.metrics import METRICS_FILE, Log, read_metrics
+from xvlm_train.engine.metrics import Log
 from xvlm_train.engine.optim import adamw, parameter_groups
 from xvlm_train.engine.preemption import Stop
 from xvlm_train.engine.saving import Saver
@@ -42,8 +42,7 @@ from xvlm_train.engine.weights import (
     optimizer_tensors,
     volatile_names,
 )
-from xvlm_train.evaluate import results_table
-from xvlm_train.evaluator import Evaluator
+from xvlm_train.held_out import HeldOut, owes_evaluation
 from xvlm_train.inputs import Inputs, distinct, fingerprints, make_streams, open_inputs
 from xvlm_train.model.official import official_name
 from xvlm_train.model.pretrained import initialise
@@ -102,11 +101,8 @@ class Run:
         self.fingerprints = fingerprints(inputs, self.streams)
         self._compare_data(allowed)
         self._first_batches = self._place()
-        self.held_out = (
-            EvalSet(opened["held_out"], config.data, limit=config.train.eval_images)
-            if opened["held_out"]
-            else None
-        )
+        rows = opened["held_out"]
+        self.held_out = EvalSet(rows, config.data, limit=config.train.eval_images) if rows else None
         self.sharded = config.train.sharding == "fsdp" and world.size > 1
         self.watchdog = Watchdog(folder, world.rank, config.train.hang_seconds, _say)
         self.saver = Saver(
@@ -239,13 +235,14 @@ class Run:
             log=None,
             save=self._save,
             saves=self.saver,
-            evaluate=self._evaluate if self.held_out is not None else None,
+            evaluate=self._held_out().measure if self.held_out is not None else None,
             describe=lambda batch: host_measures(batch, config.data.max_texts),
             average=self.average,
             watchdog=self.watchdog,
             gradients=gradients,
             start_step=self.start_step,
-            owes_evaluation=self._owes_evaluation(),
+            owes_evaluation=self.resume is not None
+            and owes_evaluation(self.folder, self.start_step),
         )
         if self.resume:
             trainer.load_state(self.resume.state["loop"])
@@ -349,43 +346,18 @@ class Run:
         (folder / CONFIG_FILE).write_text(dump_config(self.config), encoding="utf-8")
         self.tokenizer.save(folder / TOKENIZER_FOLDER)
 
-    def _owes_evaluation(self) -> bool:
-        """Whether the run that goes on was killed in the evaluation after this checkpoint."""
-
-        def owes() -> bool:
-            if not self.resume or not (self.folder / METRICS_FILE).exists():
-                return False
-            steps = (line for line in read_metrics(self.folder) if line["step"] == self.start_step)
-            return not any(name.startswith("eval/") for line in steps for name in line)
-
-        return self.held_out is not None and distributed.on_main(owes)
-
-    def _evaluate(self) -> dict[str, float]:
-        """Measures of the held-out data, on the main rank; the others wait for it."""
-        values = self._measure("held out")
-        if self.average is not None:
-            with self.average.in_place():
-                averaged = self._measure("held out, averaged weights")
-            values |= {f"ema/{name}": value for name, value in averaged.items()}
-        distributed.barrier()
-        return values
-
-    def _measure(self, title: str) -> dict[str, float]:
+    def _held_out(self) -> HeldOut:
         assert self.held_out is not None
-        model = self.model
-        if self.sharded:
-            model = XVLM(self.config.model).to(self.world.device) if self.world.is_main else model
-            sharding.gather_model(self.model, model if self.world.is_main else None)
-        if not self.world.is_main:
-            return {}
-        evaluator = Evaluator(model, self.tokenizer, self.config.data.max_tokens)
-        try:
-            values = evaluator.measure(self.held_out)
-        except UserError as error:  # of the held-out data: no reason to end the training
-            self.console.print(f"not evaluated: {error}", style="yellow")
-            return {}
-        self.console.print(results_table(values, title, self.held_out.rejects))
-        return values
+        return HeldOut(
+            items=self.held_out,
+            model=self.model,
+            average=self.average,
+            tokenizer=self.tokenizer,
+            config=self.config,
+            world=self.world,
+            sharded=self.sharded,
+            console=self.console,
+        )
 
     def _compare_data(self, allowed: frozenset[str]) -> None:
         """Refuse a resumed run that does not read what the first part read; say what differs.

@@ -12,8 +12,8 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 
 from tests.train import small_manifests as small
+from tests.train.small_runs import arguments, xvlm
 from tests.train.test_checkpoint import build, trainer
-from tests.train.test_pretrain import arguments, xvlm
 from xvlm_data.errors import UserError
 from xvlm_train.engine.bad_rows import BadRows
 from xvlm_train.engine.metrics import REJECTS_FILE, Log, read_metrics

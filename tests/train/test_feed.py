@@ -19,7 +19,7 @@ from fsspec.implementations.memory import MemoryFileSystem
 
 from tests.train.killing import measured
 from tests.train.small_manifests import boxed, captioned, concept, row, tokenizer, write
-from tests.train.test_pretrain import SETTINGS, xvlm
+from tests.train.small_runs import SETTINGS, xvlm
 from tests.train.test_stream import SMALL, assert_equal
 from xvlm_data.errors import UserError
 from xvlm_data.manifest import Manifest, open_manifest

@@ -4,21 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import pytest
-
-from tests.train import small_manifests as small
 from tests.train.killing import measured, run_on_two_ranks
-from tests.train.test_pretrain import SETTINGS, arguments
+from tests.train.small_runs import SETTINGS, arguments
 
 STEPS = 60
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("data")
-    small.write(folder / "boxed.parquet", small.boxed(12))
-    small.write(folder / "captions.parquet", small.captioned(9), name="captions")
-    return folder
 
 
 def test_ten_kills_leave_no_trace_in_the_weights(data: Path, tmp_path: Path) -> None:

@@ -27,7 +27,7 @@ from safetensors.torch import load_file
 
 from tests.ports import free_port
 from tests.train import small_manifests as small
-from tests.train.test_pretrain import SETTINGS
+from tests.train.small_runs import SETTINGS
 from xvlm_data.commands import main as data_main
 from xvlm_train.commands import main
 from xvlm_train.config import load_config

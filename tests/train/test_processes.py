@@ -19,8 +19,7 @@ import psutil
 import pytest
 
 from tests.ports import free_port
-from tests.train import small_manifests as small
-from tests.train.test_pretrain import SETTINGS, arguments, refused, xvlm
+from tests.train.small_runs import SETTINGS, arguments, refused, xvlm
 from xvlm_data import journal
 from xvlm_data.errors import UserError
 from xvlm_data.journal import Lock
@@ -33,14 +32,6 @@ ROOT = Path(__file__).resolve().parents[2]
 #: On a machine that does much else; nothing takes so long that is as it should be.
 PATIENCE = 120
 BUSY = "another process trains here"
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("data")
-    small.write(folder / "boxed.parquet", small.boxed(12))
-    small.write(folder / "captions.parquet", small.captioned(9), name="captions")
-    return folder
 
 
 def endless(data: Path, out: Path, *more: str, workers: int = 0) -> list[str]:

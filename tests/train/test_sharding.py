@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 
 from tests.train import small_manifests as small
 from tests.train.killing import measured, run_on_two_ranks
-from tests.train.test_pretrain import SETTINGS, arguments, xvlm
+from tests.train.small_runs import SETTINGS, arguments, xvlm
 from xvlm_train.engine import checkpoint
 from xvlm_train.engine.metrics import read_metrics
 from xvlm_train.engine.weights import load_optimizer, optimizer_tensors
