@@ -19,6 +19,7 @@ from xvlm_data.build_options import BuildOptions
 from xvlm_data.engines import Engine
 from xvlm_data.errors import UserError
 from xvlm_data.images.check import ImageChecker
+from xvlm_data.images.decode import in_a_store
 from xvlm_data.journal import Journal
 from xvlm_data.leaks.exclusion import Evaluated, looked_at, stamp
 from xvlm_data.raw.files import check_root
@@ -105,6 +106,12 @@ def build(
         urls=options.images == "url",
     )
     image_root = source.image_root(request)
+    stays = is_local(image_root) or in_a_store(str(image_root))
+    if options.images == "reference" and not stays:
+        raise UserError(
+            f"{image_root}: a manifest's images are read from files and object stores alone",
+            "store them in it with --images embed",
+        )
     info = {
         "name": name,
         "source": source.name,

@@ -225,8 +225,11 @@ def _resolve_glob(fs: Any, pattern: str, spec: str) -> tuple[list[str], dict[str
         hidden = path.count("/.") > pattern.count("/.")  # what an unfinished build has staged
         if hidden or path.endswith(REJECTS_NAME) or mistaken.is_document(path):
             continue
+        folder = fs.isdir(path)
+        if spec.endswith("/") and not folder:
+            continue
         matches += 1
-        if fs.isdir(path):
+        if folder:
             found, summary = _resolve_folder(fs, path.rstrip("/"), path)
             summaries.append(summary)
             urls += found

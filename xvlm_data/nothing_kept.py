@@ -45,8 +45,8 @@ def refuse_empty(
     kind, reason = _main(summary)
     if reason is None:
         raise UserError(
-            f"{out}: the manifest is empty, because the {raw} has no images",
-            "is it the right one, and the right --split?",
+            f"{out}: the manifest is empty: no images in the {raw}",
+            "is it the right one, and the right --split?" if raw == "release" else fix,
         )
     counts = summary["counts"][f"{kind}s"]
     number = _reasons(counts)[reason]

@@ -103,12 +103,15 @@ def make_streams(
     return streams
 
 
-def fingerprints(inputs: Inputs, streams: dict[str, Stream]) -> dict[str, list[str]]:
+def fingerprints(streams: dict[str, Stream]) -> dict[str, list[str]]:
     """What the streams of a run read, and how often: what a resumed run must find again."""
-    found = {name: [e.fingerprint for e in stream.entries] for name, stream in streams.items()}
-    if recipe := find_recipe(inputs.shared):
-        found["recipe"] = [f"probability {read_recipe(recipe).streams.multi_grained.probability}"]
-    return found
+    return {name: [e.fingerprint for e in stream.entries] for name, stream in streams.items()}
+
+
+def probability(inputs: Inputs) -> float | None:
+    """Share of multi-grained steps that the recipe of a run asks for now, if it has one."""
+    recipe = find_recipe(inputs.shared)
+    return read_recipe(recipe).streams.multi_grained.probability if recipe else None
 
 
 def distinct(manifests: Sequence[Manifest]) -> list[Manifest]:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import msgspec
 
@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from xvlm_train.data.stream import Stream
     from xvlm_train.engine.checkpoint import Checkpoint
     from xvlm_train.inputs import Inputs
+
+T = TypeVar("T")
 
 RESUME = "xvlm-train pretrain --resume"
 #: The file in a run's folder that is locked while the run goes on.
@@ -177,9 +179,11 @@ def prepare_folder(folder: Path, found: Checkpoint | None, resume: str | None, l
 
     own = found is not None and found.path.resolve().is_relative_to(folder.resolve())
     if checkpoint.has_run(folder) and not own and resume != "auto":
-        fix = f"go on with it ({RESUME} {folder}) or choose another --out"
-        raise UserError(f"{folder} already holds a run", fix)
-    if (data := data_in(folder)) is not None and not own:
+        saved = checkpoint.begun(folder)
+        on = f"{RESUME} {folder}" if saved else f"--resume auto --out {folder}"
+        state = "already holds a run" if saved else "holds a run that has saved nothing yet"
+        raise UserError(f"{folder} {state}", f"go on with it ({on}) or choose another --out")
+    if not own and (data := _told(lambda: data_in(folder), folder)) is not None:
         raise UserError(f"{folder}: holds {data}", "choose another --out")
     if not lock.held:
         _take(lock)
@@ -191,10 +195,19 @@ def prepare_folder(folder: Path, found: Checkpoint | None, resume: str | None, l
 
 def _take(lock: Lock) -> None:
     folder = lock.path.parent
-    try:
+
+    def take() -> None:
         folder.mkdir(parents=True, exist_ok=True)
         lock.take()
-    except OSError as error:  # for every rank to hear of, not only for the one that takes it
+
+    _told(take, folder)
+
+
+def _told(work: Callable[[], T], folder: Path) -> T:
+    """Do what the operating system may refuse, for every rank to hear of, not only for this one."""
+    try:
+        return work()
+    except OSError as error:
         where = error.filename or folder
         raise UserError(f"{where}: {error.strerror or error}", "give another --out") from error
 

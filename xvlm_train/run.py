@@ -43,7 +43,7 @@ from xvlm_train.engine.weights import (
     volatile_names,
 )
 from xvlm_train.held_out import HeldOut, owes_evaluation
-from xvlm_train.inputs import Inputs, distinct, fingerprints, make_streams, open_inputs
+from xvlm_train.inputs import Inputs, distinct, fingerprints, make_streams, open_inputs, probability
 from xvlm_train.model.official import official_name
 from xvlm_train.model.pretrained import initialise
 from xvlm_train.model.xvlm import XVLM
@@ -98,7 +98,7 @@ class Run:
                 "ask for more, or resume from an earlier checkpoint",
             )
         self.streams = make_streams(inputs, opened, config, self.tokenizer, self.model.grid)
-        self.fingerprints = fingerprints(inputs, self.streams)
+        self.fingerprints = fingerprints(self.streams)
         self._compare_data(allowed)
         self._first_batches = self._place()
         rows = opened["held_out"]
@@ -392,6 +392,11 @@ class Run:
             f"{parameters:,} parameters · {self.world.size} x {self.world.device.type},"
             f" {self.precision} · {self.folder}"
         )
+        asked, share = probability(self.inputs), self.config.train.iter_perc
+        if asked not in (None, share):
+            self.console.print(
+                f"train.iter_perc is {share}, and the recipe's probability {asked}", style="yellow"
+            )
         for name, stream in self.streams.items():
             self.console.print(
                 f"{name}: {len(stream):,} images, {stream.rows_per_step(self.world.size)} a rank"

@@ -204,6 +204,7 @@ def test_paths_never_leave_the_image_folder(tmp_path: Path) -> None:
         "memory://a::https://127.0.0.1:1/x.jpg",
         "ftp://127.0.0.1:1/x.jpg",
         "sftp://127.0.0.1:1/x.jpg",
+        "hdfs://127.0.0.1:1/x.jpg",
         "github://a:b@/x.jpg",
     ],
 )

@@ -226,3 +226,10 @@ def test_a_misspelt_source_is_told_what_is_like_it() -> None:
     assert done.stderr.startswith("error: unknown source 'cocoo'; did you mean coco?")
     done = CliRunner().invoke(main, ["build", "--source", "qqq"])
     assert "did you mean" not in done.stderr and "choose from coco, vg" in done.stderr
+
+
+def test_a_glob_with_a_slash_is_of_folders(tmp_path: Path) -> None:
+    write_folder(tmp_path / "a", [row(0, id="a/0")])
+    write(tmp_path / "b.parquet", [row(0, id="b/0")])
+    assert len(open_manifest(f"{tmp_path}/*/")) == 1
+    assert len(open_manifest(f"{tmp_path}/*")) == 2

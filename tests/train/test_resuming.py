@@ -149,7 +149,6 @@ streams:
     [
         ("[region], weight", "[object], weight", "multi_grained"),
         ("weight: 1", "weight: 1, largest: 1", "multi_grained"),
-        ("probability: 0.6", "probability: 0.1", "recipe"),
         ("name: two", "name: again", None),
     ],
 )
@@ -174,6 +173,22 @@ def test_another_recipe_is_refused(
         assert xvlm(*on, "--allow-change", "manifests").exit_code == 0
 
 
+def test_the_share_of_steps_is_the_runs_own(data: Path, tmp_path: Path) -> None:
+    """A recipe that asks for another one now is named; the run goes on as it was."""
+    for name in ("boxed.parquet", "captions.parquet"):
+        shutil.copy(data / name, tmp_path)
+    recipe, run = tmp_path / "recipe.yaml", tmp_path / "run"
+    recipe.write_text(RECIPE)
+    settings = [part for setting in SETTINGS[:-1] for part in ("--set", setting)]
+    start = ("pretrain", "--recipe", str(recipe), "--out", str(run), *settings, "--steps", "1")
+    assert "the recipe's" not in xvlm(*start).stderr
+    recipe.write_text(RECIPE.replace("probability: 0.6", "probability: 0.1"))
+    recipe_entries.cache_clear()
+    result = xvlm("pretrain", "--resume", str(run), "--steps", "2")
+    assert result.exit_code == 0
+    assert "train.iter_perc is 0.6, and the recipe's probability 0.1" in result.stderr
+
+
 def test_a_failing_evaluation_ends_no_training(data: Path, tmp_path: Path) -> None:
     val, run = tmp_path / "val.parquet", tmp_path / "run"
     small.write(val, small.boxed(6), row_group_size=2)
@@ -190,8 +205,14 @@ def test_a_failing_evaluation_ends_no_training(data: Path, tmp_path: Path) -> No
     assert (run / "checkpoints" / "step_00000002").is_dir()
 
 
+@pytest.mark.parametrize(("every", "killed_at", "all_of_them"), [(2, 2, [2, 4]), (0, 4, [4])])
 def test_a_run_killed_in_its_evaluation_makes_up_for_it(
-    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    data: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    every: int,
+    killed_at: int,
+    all_of_them: list[int],
 ) -> None:
     class Killed(BaseException):
         pass
@@ -200,19 +221,17 @@ def test_a_run_killed_in_its_evaluation_makes_up_for_it(
         raise Killed
 
     run, val = tmp_path / "run", str(data / "val.parquet")
-    every = ("--set", "train.eval_every=2", "--set", "train.save_every=2")
-    command = arguments(data, run, "--steps", "4", "--val-manifest", val, *every)
+    often = ("--set", f"train.eval_every={every}", "--set", f"train.save_every={killed_at}")
+    command = arguments(data, run, "--steps", "4", "--val-manifest", val, *often)
     with monkeypatch.context() as patched:
         patched.setattr(Evaluator, "measure", killed)
         with pytest.raises(Killed):
             xvlm(*command)
     wait_for(lambda: (run / "checkpoints" / "latest").exists())
-    assert xvlm("pretrain", "--resume", str(run)).exit_code == 0
-    evaluated = [line["step"] for line in read_metrics(run) if "eval/images" in line]
-    assert evaluated == [2, 4]
-    assert xvlm("pretrain", "--resume", str(run), "--steps", "6").exit_code == 0
-    evaluated = [line["step"] for line in read_metrics(run) if "eval/images" in line]
-    assert evaluated == [2, 4, 6]
+    for steps in (4, 4, 6):  # once made up for, it is not done again
+        assert xvlm("pretrain", "--resume", str(run), "--steps", str(steps)).exit_code == 0
+        evaluated = [line["step"] for line in read_metrics(run) if "eval/images" in line]
+        assert evaluated == [*all_of_them, 6][: len(all_of_them) + (steps == 6)]
 
 
 def test_going_back_leaves_what_came_after_behind(whole: Path, tmp_path: Path) -> None:
@@ -252,6 +271,14 @@ def test_a_damaged_checkpoint_is_passed_over(whole: Path, tmp_path: Path) -> Non
     assert "going on from step 3" in result.stderr
     assert measured(copy) == measured(whole)
     assert (copy / "checkpoints" / "damaged_step_00000006").is_dir()
+
+
+def test_a_run_that_has_saved_nothing_yet(data: Path, tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "metrics.jsonl").touch()
+    command = arguments(data, tmp_path / "run", "--steps", "1")
+    assert f"--resume auto --out {tmp_path / 'run'}" in refused(*command)
+    assert xvlm(*command, "--resume", "auto").exit_code == 0
 
 
 def test_fewer_steps_than_are_done(whole: Path) -> None:

@@ -118,6 +118,21 @@ def settled(**changes: float) -> Settings:
     return run.settings
 
 
+def test_waiting_for_a_checkpoint_is_a_share_of_the_time(tmp_path: Path) -> None:
+    """Though an evaluation follows the checkpoint, whose own time counts for nothing."""
+    slow = 0.3
+    model, optimizer = build()
+    settings = {"log_every": 1, "save_every": 2, "eval_every": 2, "iter_perc": 0.0}
+    run = trainer(tmp_path, model, optimizer, extras=lambda folder: time.sleep(slow), **settings)
+    run.evaluate = lambda: time.sleep(slow / 3) or {"x": 1.0}
+    with Log(tmp_path, resume_step=0, total_steps=6) as log:
+        run.log = log
+        run.fit()
+    waits = {line["step"]: line["save_wait"] for line in read_metrics(tmp_path) if "lr" in line}
+    assert all(0 <= share <= 1 for share in waits.values()), waits
+    assert waits[5] > 0.5  # for the checkpoint of step 2, before that of step 4 began
+
+
 def test_a_rank_that_hangs_tells_where_and_ends(tmp_path: Path) -> None:
     code = f"""
         import sys, time

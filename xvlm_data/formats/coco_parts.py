@@ -39,17 +39,17 @@ Int64s = npt.NDArray[np.int64]
 _NO_IDS: Int64s = np.zeros(0, np.int64)
 
 #: What should be an integer; pandas makes floats of a column of them that lacks one.
-Number = Int64 | float
+JsonNumber = Int64 | float
 
 
-def whole(number: Number | None) -> int | None:
+def whole(number: JsonNumber | None) -> int | None:
     """The integer that a number is; None where it is none."""
     if number is None or isinstance(number, int):
         return number
     return int(number) if number.is_integer() else None
 
 
-def image_number(number: Number) -> int | None:
+def image_number(number: JsonNumber) -> int | None:
     """The id of an image; None where it can be none."""
     found = whole(number)
     return found if found is not None and 0 <= found < ROOM else None
@@ -152,7 +152,7 @@ class Parts:
 
 
 class _Named(msgspec.Struct, gc=False):
-    id: Number
+    id: JsonNumber
     file_name: str
     manifest_id: str | None = None
     source: str | None = None

@@ -22,7 +22,7 @@ from xvlm_data.formats.coco_parts import (
     ROOM,
     AnnotationFile,
     Int64s,
-    Number,
+    JsonNumber,
     annotation_files,
     common_folder,
     find_parts,
@@ -44,7 +44,7 @@ __all__ = ["CocoFiles", "annotation_files"]
 
 
 class _Image(msgspec.Struct, gc=False):
-    id: Number
+    id: JsonNumber
     file_name: str
     width: int | float | None = None
     height: int | float | None = None
@@ -54,7 +54,7 @@ class _Image(msgspec.Struct, gc=False):
 
 
 class _Annotation(msgspec.Struct, gc=False):
-    image_id: Number
+    image_id: JsonNumber
     bbox: tuple[float, float, float, float] | None = None
     category_id: int | float | None = None
     caption: str | None = None

@@ -274,7 +274,7 @@ def _write_shard(plan: _Plan, number: int) -> dict[str, Any]:
                 images, np.arange(len(entries)), annotations, None, counts
             )
             writer.write(table)
-            rejects.append(_shortened(rejected))
+            rejects.append(_cut(rejected))
             if annotations["text"].nbytes >= _LONG_TEXTS:
                 # They leave holes in the heap, into which others like them do not fit.
                 pa.default_memory_pool().release_unused()
@@ -295,7 +295,7 @@ class _Writer(ShardWriter):
             self._flush()
 
 
-def _shortened(rejects: pa.Table) -> pa.Table:
+def _cut(rejects: pa.Table) -> pa.Table:
     """Rejects whose messages end somewhere: they quote what was read, and wait in memory."""
     place = REJECTS.get_field_index("message")
     messages = pc.utf8_slice_codeunits(rejects["message"], 0, _MAX_MESSAGE)

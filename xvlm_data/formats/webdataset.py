@@ -36,8 +36,8 @@ from xvlm_data.verbs.choose import Advance
 ARCHIVE_NAME = "{:06d}.tar"
 SUFFIXES = (".tar", ".tgz")
 _PICTURES = ("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff")
-#: The longest text member of a sample.
-_MAX_TEXT = 1 << 20
+#: The longest text members of a sample; concepts of an image can be thousands.
+_MAX_TEXTS = {"txt": 1 << 20, "json": 16 << 20}
 
 
 def export_webdataset(
@@ -186,9 +186,9 @@ class Archives:
         self, archive: TarReader, member: tarfile.TarInfo, extension: str, sample: _Sample
     ) -> None:
         is_picture = extension in _PICTURES
-        if not is_picture and extension not in ("json", "txt"):
+        if not is_picture and extension not in _MAX_TEXTS:
             return
-        largest = self.limits.max_bytes if is_picture else _MAX_TEXT
+        largest = self.limits.max_bytes if is_picture else _MAX_TEXTS[extension]
         if not member.isreg() or member.issparse():
             sample.problem = ("not_a_file", f"{member.name!r} is a link, a device or sparse")
         elif member.size > largest:

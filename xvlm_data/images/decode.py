@@ -252,7 +252,7 @@ def row_bytes(image: dict[str, Any], limits: Limits = DEFAULT_LIMITS) -> bytes:
         )
     if "://" not in path:
         return read_bytes(path, limits)
-    if not _in_a_store(path):
+    if not in_a_store(path):
         raise ImageError(
             "missing_image",
             f"{path}: images are read from files and object stores",
@@ -263,10 +263,10 @@ def row_bytes(image: dict[str, Any], limits: Limits = DEFAULT_LIMITS) -> bytes:
 
 #: Of fsspec's own file systems those in whose paths nobody can write which host is asked.
 _STORES = {"file", "local", "memory", "s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "adl"}
-_STORES |= {"oci", "oss", "hdfs", "hf"}
+_STORES |= {"oci", "ocilake", "oss", "tos", "tosfs", "lakefs", "hf"}
 
 
-def _in_a_store(url: str) -> bool:
+def in_a_store(url: str) -> bool:
     """Whether a URL names a file in an object store, of fsspec's or of a package that was added.
 
     A manifest is data, and not to send requests through this machine's network: a chain such as

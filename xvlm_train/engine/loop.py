@@ -201,11 +201,11 @@ class Trainer:
         settings, step = self.settings, self.start_step
         agreement = StopAgreement()
         stop = Stop.NO
-        window_start = time.monotonic()
         self.model.train()
         with stop_flag() as wanted:
-            if self.owes_evaluation and self._evaluates(step):
+            if self.owes_evaluation and (step == settings.steps or self._evaluates(step)):
                 self._evaluate(step)
+            window_start = time.monotonic()
             while step < settings.steps:
                 self._step(step)
                 step += 1
@@ -221,8 +221,11 @@ class Trainer:
                     self._at(step, "saving")
                     self.save(step, self.state())
                 if last or (self._evaluates(step) and not stop):
+                    # Averaged weights take the place of those that are being saved.
+                    self.saves.before_update()
+                    began = time.monotonic()
                     self._evaluate(step)
-                    window_start = time.monotonic()
+                    window_start += time.monotonic() - began
                 if stop:
                     break
             agreement.finish()
@@ -345,7 +348,6 @@ class Trainer:
     def _evaluate(self, step: int) -> None:
         if self.evaluate is None:
             return
-        self.saves.before_update()  # averaged weights take the place of the model's
         if self.watchdog is not None:
             with self.watchdog.paused(step, "after the evaluation"):
                 values = self.evaluate()
