@@ -21,10 +21,13 @@ from report import (
     print_kills,
     print_machine,
 )
+from rich.console import Console
 from rounds import HERE, Method, naive, parse, run_rounds, xvlm
 
-from xvlm_data.console import stderr, stdout
+from xvlm_data.console import stderr
 
+#: With markup, other than our commands': all that is printed is the benchmark's own words.
+stdout = Console(highlight=False)
 #: Peers that have not ended by then are stopped.
 _PATIENCE = 1_800.0
 

@@ -28,6 +28,7 @@ def figures(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     )
     assert done.returncode == 0, done.stdout + done.stderr
     assert "coco × 0.0005" in done.stdout and "equal the truth" in done.stdout
+    assert "[/" not in done.stdout  # markup that nobody reads
     found: dict[str, Any] = json.loads((folder / "figures.json").read_text())
     return found
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+from rich.text import Text
 
 from xvlm_data.console import plain_table, print_whole, stdout
 from xvlm_data.errors import UserError
@@ -66,7 +67,12 @@ class Memory:
 )
 @click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="One setting.")
 @click.option("--manifest", "manifests", multiple=True, help="A source, to count epochs over.")
-@click.option("--gpu", type=click.Choice(sorted(GPUS)), default="h100", show_default=True)
+@click.option(
+    "--gpu",
+    type=click.Choice(sorted(GPUS), case_sensitive=False),
+    default="h100",
+    show_default=True,
+)
 @click.option("--gpus", type=click.IntRange(1), default=8, show_default=True, help="How many.")
 @click.option(
     "--mfu",
@@ -330,10 +336,10 @@ def _print(report: dict[str, Any]) -> None:
     for part, size in memory.items():
         if part not in ("total", "room"):
             table.add_row(f"  {part}", f"{size / 1e9:.1f} GB")
-    fits = "[green]fits[/]" if memory["total"] <= memory["room"] else "[red]does not fit[/]"
-    table.add_row(
-        "memory a GPU", f"{memory['total'] / 1e9:.1f} of {memory['room'] / 1e9:.0f} GB, {fits}"
-    )
+    used = f"{memory['total'] / 1e9:.1f} of {memory['room'] / 1e9:.0f} GB, "
+    fits = memory["total"] <= memory["room"]
+    verdict = Text("fits", style="green") if fits else Text("does not fit", style="red")
+    table.add_row("memory a GPU", Text(used) + verdict)
     for stream, tflop in report["tflop"].items():
         table.add_row(
             f"{stream}, a GPU and update",
@@ -352,5 +358,5 @@ def _print(report: dict[str, Any]) -> None:
     for stream, sources in report["epochs"].items():
         for spec, epochs in sources.items():
             table.add_row(f"  {stream}: {spec}", f"{epochs:.2f} epochs")
-    table.add_row("[bold]hours[/]", f"[bold]{report['hours']:.1f}[/]")
+    table.add_row("hours", f"{report['hours']:.1f}", style="bold")
     print_whole(stdout, table)

@@ -117,6 +117,21 @@ def test_lengths_are_those_of_the_papers_sources() -> None:
     assert captions.min() >= 2
 
 
+@pytest.mark.parametrize(
+    ("command", "told"),
+    [
+        (("bench", *SMALL, "--check"), "yes"),
+        (("bench", *SMALL, "--naive"), "naive / ours"),
+        (("plan", "--preset", "base", "--gpu", "H100"), "22.1 of 86 GB, fits"),
+    ],
+)
+def test_tables_are_for_people(command: tuple[str, ...], told: str) -> None:
+    code, output = run(*command)
+    assert code == 0
+    assert told in output
+    assert "[/" not in output  # markup that nobody reads
+
+
 def test_plan_of_the_papers_run() -> None:
     code, output = run("plan", "--preset", "base", "--json")
     assert code == 0

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+from rich.text import Text
 
 from xvlm_data.console import Bars, plain_table, print_whole, stdout
 from xvlm_train.config import PRESETS, PretrainConfig, load_config
@@ -358,7 +359,7 @@ def _print_check(report: dict[str, Any]) -> None:
             f"{found['loss']:.1e}",
             f"{found['gradient']:.1e}",
             found["parameter"],
-            "[green]yes[/]" if found["ok"] else "[red]NO[/]",
+            Text("yes", style="green") if found["ok"] else Text("NO", style="red"),
         )
     print_whole(stdout, table)
 
@@ -406,7 +407,6 @@ def print_report(report: dict[str, Any]) -> None:
         print_whole(stdout, phases)
         if "ratios" in found:
             ratios = found["ratios"]
-            stdout.print(
-                f"[bold]naive / ours {median(ratios):.2f}[/] "
-                f"\\[{min(ratios):.2f}–{max(ratios):.2f}] in {len(ratios)} rounds\n"
-            )
+            spread = f" [{min(ratios):.2f}–{max(ratios):.2f}] in {len(ratios)} rounds\n"
+            stdout.print(Text(f"naive / ours {median(ratios):.2f}", style="bold"), end="")
+            stdout.print(spread)
