@@ -49,10 +49,10 @@ def evaluate_command(
     xvlm-train evaluate runs/first --manifest manifests/coco_val
     xvlm-train evaluate runs/first --manifest manifests/vg_val --pictures 20 pictures
     """
-    from xvlm_data.manifest import open_manifest
     from xvlm_train.data.evaluation import EvalSet
     from xvlm_train.engine.distributed import choose_device
     from xvlm_train.evaluator import Evaluator
+    from xvlm_train.inputs import open_with_rows
     from xvlm_train.pictures import check_folder, draw_grounding
     from xvlm_train.saved import load_saved
 
@@ -62,12 +62,7 @@ def evaluate_command(
     saved = load_saved(run, choose_device(device), average=ema)
     if saved.tokenizer is None:
         raise UserError(f"{run}: has no tokenizer", "import it again with --tokenizer")
-    opened = [open_manifest(manifest, image_root=image_root) for manifest in manifests]
-    for given, manifest in zip(manifests, opened, strict=True):
-        if not len(manifest):
-            raise UserError(
-                f"{given}: the manifest is empty", "see its rejects.parquet, or leave it out"
-            )
+    opened = open_with_rows(manifests, image_root)
     held_out = EvalSet(opened, saved.config.data, limit=images)
     evaluator = Evaluator(saved.model, saved.tokenizer, saved.config.data.max_tokens)
     with console.status(f"evaluating on {len(held_out)} images"):

@@ -46,19 +46,28 @@ def open_inputs(inputs: Inputs) -> dict[str, list[Manifest]]:
         if recipe := find_recipe(specs):
             entries = recipe_entries(recipe, inputs.image_root)[name]
             return list(dict.fromkeys(entry.manifest for entry in entries))
-        manifests = [open_manifest(spec, image_root=inputs.image_root) for spec in specs]
-        for spec, manifest in zip(specs, manifests, strict=True):
-            if not len(manifest):
-                raise UserError(
-                    f"{spec}: the manifest is empty", "see its rejects.parquet, or leave it out"
-                )
-        return manifests
+        return open_with_rows(specs, inputs.image_root)
 
     return {
         IMAGE_TEXT: opened(inputs.image_text or inputs.shared, IMAGE_TEXT),
         MULTI_GRAINED: opened(inputs.multi_grained or inputs.shared, MULTI_GRAINED),
         "held_out": opened(inputs.held_out),
     }
+
+
+def open_with_rows(specs: Sequence[str], image_root: str | None) -> list[Manifest]:
+    """Manifests, none of them empty.
+
+    Raises:
+        UserError: one of them is missing, damaged or empty.
+    """
+    manifests = [open_manifest(spec, image_root=image_root) for spec in specs]
+    for spec, manifest in zip(specs, manifests, strict=True):
+        if not len(manifest):
+            raise UserError(
+                f"{spec}: the manifest is empty", "see its rejects.parquet, or leave it out"
+            )
+    return manifests
 
 
 def make_streams(

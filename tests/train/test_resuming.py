@@ -144,6 +144,22 @@ streams:
 """
 
 
+def begun_with_a_recipe(data: Path, folder: Path, before: str, after: str) -> tuple[Path, str]:
+    """A run of one step and what it told; its recipe has been edited since."""
+    for name in ("boxed.parquet", "captions.parquet"):
+        shutil.copy(data / name, folder)
+    recipe, run = folder / "recipe.yaml", folder / "run"
+    recipe.write_text(RECIPE)
+    settings = [part for setting in SETTINGS[:-1] for part in ("--set", setting)]
+    start = ("pretrain", "--recipe", str(recipe), "--out", str(run), *settings, "--steps", "1")
+    result = xvlm(*start)
+    assert result.exit_code == 0, result.stderr
+    assert RECIPE.count(before) == 1
+    recipe.write_text(RECIPE.replace(before, after))
+    recipe_entries.cache_clear()  # as in another process
+    return run, result.stderr
+
+
 @pytest.mark.parametrize(
     ("before", "after", "told"),
     [
@@ -155,16 +171,7 @@ streams:
 def test_another_recipe_is_refused(
     data: Path, tmp_path: Path, before: str, after: str, told: str | None
 ) -> None:
-    for name in ("boxed.parquet", "captions.parquet"):
-        shutil.copy(data / name, tmp_path)
-    recipe, run = tmp_path / "recipe.yaml", tmp_path / "run"
-    recipe.write_text(RECIPE)
-    settings = [part for setting in SETTINGS[:-1] for part in ("--set", setting)]
-    start = ("pretrain", "--recipe", str(recipe), "--out", str(run), *settings, "--steps", "1")
-    assert xvlm(*start).exit_code == 0
-    assert RECIPE.count(before) == 1
-    recipe.write_text(RECIPE.replace(before, after))
-    recipe_entries.cache_clear()  # as in another process
+    run, _ = begun_with_a_recipe(data, tmp_path, before, after)
     on = ("pretrain", "--resume", str(run), "--steps", "2")
     if told is None:
         assert xvlm(*on).exit_code == 0
@@ -175,15 +182,8 @@ def test_another_recipe_is_refused(
 
 def test_the_share_of_steps_is_the_runs_own(data: Path, tmp_path: Path) -> None:
     """A recipe that asks for another one now is named; the run goes on as it was."""
-    for name in ("boxed.parquet", "captions.parquet"):
-        shutil.copy(data / name, tmp_path)
-    recipe, run = tmp_path / "recipe.yaml", tmp_path / "run"
-    recipe.write_text(RECIPE)
-    settings = [part for setting in SETTINGS[:-1] for part in ("--set", setting)]
-    start = ("pretrain", "--recipe", str(recipe), "--out", str(run), *settings, "--steps", "1")
-    assert "the recipe's" not in xvlm(*start).stderr
-    recipe.write_text(RECIPE.replace("probability: 0.6", "probability: 0.1"))
-    recipe_entries.cache_clear()
+    run, told = begun_with_a_recipe(data, tmp_path, "probability: 0.6", "probability: 0.1")
+    assert "the recipe's" not in told
     result = xvlm("pretrain", "--resume", str(run), "--steps", "2")
     assert result.exit_code == 0
     assert "train.iter_perc is 0.6, and the recipe's probability 0.1" in result.stderr

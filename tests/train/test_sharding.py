@@ -9,7 +9,6 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from tests.train import small_manifests as small
 from tests.train.killing import measured, run_on_two_ranks
 from tests.train.small_runs import SETTINGS, arguments, xvlm
 from xvlm_train.engine import checkpoint
@@ -28,15 +27,6 @@ CONVOLUTIONS = [
     "model.vision.kwargs={output_stride: 16, channels: [8, 8, 16, 16], stem_width: 8}",
 ]
 LOW = ["train.sharding_dtype=bf16", "train.precision=bf16"]
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("data")
-    small.write(folder / "boxed.parquet", small.boxed(12))
-    small.write(folder / "captions.parquet", small.captioned(9), name="captions")
-    small.write(folder / "val.parquet", small.boxed(5, seed=1))
-    return folder
 
 
 @pytest.fixture(scope="module")

@@ -98,7 +98,7 @@ def choose_device(name: str, local_rank: int = 0) -> torch.device:
         device = torch.device(name)
         if device.type != "cuda":
             torch.empty(0, device=device).numpy(force=True)
-    except (RuntimeError, AssertionError, NotImplementedError):  # unknown, not there, without data
+    except (RuntimeError, AssertionError):  # no name of one, not in this build, without data
         raise UserError(f"device {name!r} is not a device", "use auto, cpu or cuda") from None
     if device.type == "cuda":
         index = local_rank if device.index is None else device.index
